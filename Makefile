@@ -1,0 +1,33 @@
+# Every target makes .venv first, from requirements.lock, when it is missing or out of date. A machine needs python3
+# (3.10 or newer, with venv) and make; `check` needs git too.
+
+PYTHON ?= python3
+TESTFLAGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean venv
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do \
+	  printf 'make %-7s %s\n' "$$target" "$$text"; done
+
+demo: venv  ## train a small model on real text, measure it, write text with it
+	$(BIN)/longstream train --data builtin --preset demo --out runs/demo --overwrite
+	$(BIN)/longstream evaluate runs/demo
+	$(BIN)/longstream generate runs/demo --prompt "The " --max-new-tokens 500
+	@echo "The model, its curves and its settings lie in runs/demo."
+
+test: venv  ## run every test; TESTFLAGS="-m 'not slow' -x" passes flags to pytest
+	$(BIN)/python -m pytest $(TESTFLAGS)
+
+check: venv  ## formatting, lint and types, through pre-commit
+	$(BIN)/pre-commit run --all-files
+
+clean:  ## remove .venv, caches and build artifacts; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.10 or newer, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) tools/install.py
