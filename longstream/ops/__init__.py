@@ -1,0 +1,9 @@
+"""Pure tensor functions on (B, T, ...): no modules, no configuration, no global state."""
+
+from longstream.ops._dispatch import available_backends as available_backends
+from longstream.ops._dispatch import op_names as op_names
+from longstream.ops.gates import LowerBound as LowerBound
+from longstream.ops.gates import forget_gate as forget_gate
+from longstream.ops.gates import lower_bounds as lower_bounds
+from longstream.ops.gla import gla as gla
+from longstream.ops.short_conv import short_conv as short_conv

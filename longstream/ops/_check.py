@@ -1,0 +1,66 @@
+"""Argument errors in one voice: who, which argument, expected, got."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def check_shapes(
+    op: str, sizes: dict[str, int] | None = None, /, **arguments: tuple[Tensor | None, str]
+) -> dict[str, int]:
+    """Check ``name=(tensor, "B T H K")`` in order; a letter means the same size everywhere. Returns sizes by letter.
+
+    ``sizes`` fixes letters beforehand. A tensor that is None is skipped.
+    """
+    sizes = dict(sizes or {})
+    first: Tensor | None = None
+    for name, (tensor, pattern) in arguments.items():
+        if tensor is None:
+            continue
+        letters = pattern.split()
+        expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor of shape ({expected}), got {type(tensor).__name__}")
+        shape = tuple(tensor.shape)
+        agrees = len(shape) == len(letters) and all(
+            sizes.setdefault(letter, size) == size for letter, size in zip(letters, shape, strict=True)
+        )
+        if not agrees:
+            raise ValueError(f"{op}: {name} must have shape ({expected}), got {shape}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}")
+        if first is None:
+            first = tensor
+        elif tensor.device != first.device:
+            raise ValueError(f"{op}: {name} must be on {first.device} like the other arguments, got {tensor.device}")
+    return sizes
+
+
+def check_cu_seqlens(op: str, cu_seqlens: Tensor | Sequence[int] | None, batch: int, tokens: int) -> list[int] | None:
+    """Return the boundaries of the packed sequences as a list of ints, or None when nothing is packed."""
+    if cu_seqlens is None:
+        return None
+    if isinstance(cu_seqlens, Tensor):
+        if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
+            got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+            raise ValueError(f"{op}: cu_seqlens must be a 1-D integer tensor, got {got}")
+        bounds = cu_seqlens.tolist()
+    else:
+        bounds = [int(bound) for bound in cu_seqlens]
+    if batch != 1:
+        raise ValueError(f"{op}: cu_seqlens needs one packed row, batch size 1, got batch size {batch}")
+    ordered = all(left <= right for left, right in pairwise(bounds))
+    if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or not ordered:
+        raise ValueError(f"{op}: cu_seqlens must rise from 0 to T={tokens}, got {_shorten(bounds)}")
+    return bounds
+
+
+def _shorten(values: list[int]) -> str:
+    return str(values) if len(values) <= 12 else f"{values[:5]} ... {values[-5:]} ({len(values)} values)"
+
+
+def wide(*tensors: Tensor | None) -> torch.dtype:
+    """The accumulation dtype of a call: float64 if any argument is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -1,0 +1,90 @@
+"""Forget gates and their lower bounds, in forms that keep their digits where a gate saturates.
+
+No subtraction from 1 is ever made: 1 - bound, 1 - forget and log(forget) are each formed by their own sum or product,
+so that a gate within rounding of 0 or of 1 still has a right logarithm and a right complement.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longstream.ops._check import check_shapes, wide
+
+
+class LowerBound(NamedTuple):
+    """A lower bound of the forget gate and, by its own sum, 1 minus it; both in [0, 1]."""
+
+    bound: Tensor
+    complement: Tensor
+
+    def of_layer(self, layer: int) -> "LowerBound":
+        """The (D,) bound of one layer from the (L, D) bounds of all."""
+        return LowerBound(self.bound[layer], self.complement[layer])
+
+
+def lower_bounds(gamma: Tensor, kind: str = "inclusive") -> LowerBound:
+    """Lower bounds of the forget gates of all layers, rising with depth, from ``P = softmax(gamma, dim=0)``.
+
+    HGRN (Qin et al. 2023, arXiv:2311.04823). Two cumulative sums are in use and differ once trained:
+    "inclusive": ``bound_l = P_1 + ... + P_l`` (the authors' language models, flash-linear-attention);
+    "exclusive": ``bound_l = P_0 + ... + P_{l-1}`` (the authors' LRA and ImageNet code). Either gives layer 0 no bound.
+
+    Args:
+        gamma: (L, D) float.    The parameter, shared by the layers; zeros or any constant give bound_l = l / L.
+        kind:  "inclusive" or "exclusive".
+    Returns:
+        LowerBound of (L, D) tensors, float32 or wider; 1 - bound is a reversed cumulative sum. Layer 0: exactly (0, 1).
+    Raises:
+        ValueError: gamma is not (L, D), or an unknown kind.
+    """
+    check_shapes("lower_bounds", gamma=(gamma, "L D"))
+    P = gamma.to(wide(gamma)).softmax(dim=0)
+    zero = torch.zeros_like(P[:1])
+    if kind == "inclusive":
+        bound = torch.cat([zero, P[1:].cumsum(0)])
+        later = torch.cat([P[1:].flip(0).cumsum(0).flip(0)[1:], zero])[: len(P) - 1]  # P_{l+1} + ... + P_{L-1}, l >= 1
+        complement = torch.cat([zero + 1, P[:1] + later])
+    elif kind == "exclusive":
+        bound = torch.cat([zero, P.cumsum(0)[:-1]])
+        complement = torch.cat([zero + 1, P.flip(0).cumsum(0).flip(0)[1:]])
+    else:
+        raise ValueError(f"lower_bounds: kind must be 'inclusive' or 'exclusive', got {kind!r}")
+    # Rounding may carry a sum of probabilities past 1. Take the excess off the value, not off the gradient.
+    return LowerBound(*(x - (x.detach() - 1).clamp(min=0) for x in (bound, complement)))
+
+
+def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Forget gate ``f = bound + (1 - bound) sigmoid(z)``: returns ``log f`` and ``1 - f``, each accurate by itself.
+
+    HGRN (Qin et al. 2023, arXiv:2311.04823). 1 - f = (1 - bound) sigmoid(-z), the key of HGRN2;
+    log f = log1p(-(1 - f)) where f > 1/2, else log(f), and log(1 - bound) + logsigmoid(z) where f itself underflows.
+
+    Args:
+        z:           (..., D) float.                   Pre-activation of the gate.
+        lower_bound: LowerBound of (D,), (D,) or None. None means 0; of a plain tensor 1 - bound is subtracted.
+    Returns:
+        log_forget (..., D), <= 0, natural log;  input_gate (..., D) in [0, 1]. Both float32 or wider.
+    Raises:
+        ValueError: the bound is not (D,).
+    """
+    dtype = wide(z)
+    z = z.to(dtype)
+    if lower_bound is None:
+        return F.logsigmoid(z), torch.sigmoid(-z)
+    if isinstance(lower_bound, Tensor):
+        lower_bound = LowerBound(lower_bound, 1 - lower_bound)
+    D = {"D": z.shape[-1]}
+    check_shapes("forget_gate", D, lower_bound=(lower_bound.bound, "D"), complement=(lower_bound.complement, "D"))
+    bound, complement = (x.to(wide(z, *lower_bound)) for x in lower_bound)
+
+    input_gate = complement * torch.sigmoid(-z)
+    forget = bound + complement * torch.sigmoid(z)
+    # A branch that is not taken must not divide by zero in the backward pass, so each gets a harmless argument there.
+    is_open = input_gate < 0.5
+    underflows = forget < torch.finfo(forget.dtype).tiny
+    log_open = torch.log1p(-torch.where(is_open, input_gate, 0.0))
+    log_closed = torch.where(is_open | underflows, 1.0, forget).log()
+    log_tiny = torch.where(underflows, complement, 1.0).log() + F.logsigmoid(torch.where(underflows, z, 0.0))
+    return torch.where(is_open, log_open, torch.where(underflows, log_tiny, log_closed)), input_gate
