@@ -1,0 +1,14 @@
+"""Sequence models that train in parallel and stream in constant memory, first-class on a CPU."""
+
+from longstream import layers as layers
+from longstream import models as models
+from longstream import ops as ops
+from longstream.layers import HGRN2 as HGRN2
+from longstream.models import Backbone as Backbone
+from longstream.models import HGRN2Config as HGRN2Config
+from longstream.models import LanguageModel as LanguageModel
+from longstream.models import ModelConfig as ModelConfig
+from longstream.models import State as State
+from longstream.models import generate as generate
+
+__version__ = "0.1.0.dev0"

@@ -1,0 +1,170 @@
+"""HGRN2: a gated linear RNN whose state is expanded by an outer product."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longstream.layers._padding import run_unpadded
+from longstream.layers.norm import make_norm
+from longstream.layers.short_conv import ShortConv
+from longstream.ops import LowerBound, forget_gate, gla
+from longstream.ops._check import check_shapes
+
+_QUERY_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
+_VALUE_ACTIVATIONS = {"none": None, "silu": F.silu}
+
+
+class HGRN2State(NamedTuple):
+    """What HGRN2 carries from token to token, float32 or wider."""
+
+    S: Tensor  # (B, H, K, V)
+    conv: Tensor  # (B, conv_size - 1, 3 D): the last inputs of the q, forget and v convolutions, oldest first
+
+
+class HGRN2(nn.Module):
+    """HGRN2 mixer (Qin et al. 2024, arXiv:2404.07904)::
+
+        q_t = act_q(W_q x_t) * query_scale          output gate
+        f_t = bound + (1 - bound) sigmoid(W_f x_t)  forget gate;  k_t = 1 - f_t
+        v_t = act_v(W_v x_t)                        input
+        S_t = diag(f_t) S_{t-1} + k_t v_t^T         per head, K x V with K = V = expand_ratio
+        y_t = W_out norm(concat over heads of S_t^T q_t)
+
+    Where the field differs, there is an argument: flash-linear-attention's layer is the defaults with query_scale
+    expand_ratio ** -0.5; the authors' stand-alone module has query_activation "sigmoid", value_activation "silu", norm
+    "layer" and bias True; their language model on the hub has norm "rms_no_weight" with norm_eps 1e-6.
+
+    Args:
+        hidden_size:      D.
+        expand_ratio:     K = V, the size of a head; D / expand_ratio heads. From 1 to D; it must divide D.
+        query_activation: "silu" or "sigmoid".
+        value_activation: "none" or "silu".
+        query_scale:      factor on q.
+        norm:             "rms", "layer" or "rms_no_weight", over the full width D.
+        norm_eps:         its epsilon.
+        bias:             whether the four projections have biases.
+        conv_size:        W > 0 puts a causal depthwise convolution of W taps on each of the projected q, f and v,
+                          before activation; 0 for none.
+        conv_bias:        whether those have biases.
+        backend:          of the ops.
+    Raises:
+        ValueError: expand_ratio does not divide hidden_size, or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        expand_ratio: int = 128,
+        query_activation: str = "silu",
+        value_activation: str = "none",
+        query_scale: float = 1.0,
+        norm: str = "rms",
+        norm_eps: float = 1e-5,
+        bias: bool = False,
+        conv_size: int = 0,
+        conv_bias: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if not 1 <= expand_ratio <= hidden_size or hidden_size % expand_ratio:
+            raise ValueError(f"HGRN2: expand_ratio must divide hidden_size {hidden_size}, got {expand_ratio}")
+        if query_activation not in _QUERY_ACTIVATIONS:
+            raise ValueError(
+                f"HGRN2: query_activation must be one of {[*_QUERY_ACTIVATIONS]}, got {query_activation!r}"
+            )
+        if value_activation not in _VALUE_ACTIVATIONS:
+            raise ValueError(
+                f"HGRN2: value_activation must be one of {[*_VALUE_ACTIVATIONS]}, got {value_activation!r}"
+            )
+        if conv_size < 0:
+            raise ValueError(f"HGRN2: conv_size must be >= 0, got {conv_size}")
+        self.hidden_size, self.expand_ratio, self.num_heads = hidden_size, expand_ratio, hidden_size // expand_ratio
+        self.query_scale, self.conv_size, self.backend = query_scale, conv_size, backend
+        self.query_activation = _QUERY_ACTIVATIONS[query_activation]
+        self.value_activation = _VALUE_ACTIVATIONS[value_activation]
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.forget_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.out_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.norm = make_norm(norm, hidden_size, norm_eps)
+        if conv_size:
+            self.q_conv = ShortConv(hidden_size, conv_size, bias=conv_bias, backend=backend)
+            self.forget_conv = ShortConv(hidden_size, conv_size, bias=conv_bias, backend=backend)
+            self.v_conv = ShortConv(hidden_size, conv_size, bias=conv_bias, backend=backend)
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> HGRN2State:
+        """The state before the first token: zeros, float32 unless ``dtype`` is wider."""
+        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        K = self.expand_ratio
+        return HGRN2State(
+            torch.zeros(batch_size, self.num_heads, K, K, device=device, dtype=dtype),
+            torch.zeros(batch_size, max(self.conv_size - 1, 0), 3 * self.hidden_size, device=device, dtype=dtype),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: HGRN2State | None = None,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | Sequence[int] | None = None,
+        lower_bound: LowerBound | Tensor | None = None,
+    ) -> tuple[Tensor, HGRN2State]:
+        """x (B, T, D) -> y (B, T, D) and the state after the last token.
+
+        Args:
+            x:           (B, T, D), any T >= 0.
+            state:       HGRN2State of B rows, or None for the start. With cu_seqlens, one row for each sequence.
+            mask:        (B, T), 1 for tokens and 0 for pads, which are as if not there; y is 0 on them.
+            cu_seqlens:  (N + 1,) boundaries of N sequences packed in one row (B = 1). Not with mask.
+            lower_bound: of the forget gate: LowerBound of (D,) tensors, (D,), or None for 0.
+        Raises:
+            ValueError: shapes disagree, or mask and cu_seqlens are both given.
+        """
+        check_shapes("HGRN2", {"D": self.hidden_size}, x=(x, "B T D"))
+        if mask is not None:
+            return run_unpadded("HGRN2", self, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
+        rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        if state is None:
+            state = self.init_state(rows, device=x.device, dtype=x.dtype)
+        self._check_state(state, rows)
+
+        q, z, v = self.q_proj(x), self.forget_proj(x), self.v_proj(x)
+        conv = state.conv
+        if self.conv_size:
+            q_past, z_past, v_past = conv.chunk(3, dim=-1)
+            q, q_past = self.q_conv(q, q_past, cu_seqlens=cu_seqlens)
+            z, z_past = self.forget_conv(z, z_past, cu_seqlens=cu_seqlens)
+            v, v_past = self.v_conv(v, v_past, cu_seqlens=cu_seqlens)
+            conv = torch.cat([q_past, z_past, v_past], dim=-1)
+        q = self.query_activation(q)
+        if self.query_scale != 1:
+            q = q * self.query_scale
+        v = v if self.value_activation is None else self.value_activation(v)
+        log_forget, k = forget_gate(z, lower_bound)
+        q, k, v, log_forget = (u.unflatten(-1, (self.num_heads, self.expand_ratio)) for u in (q, k, v, log_forget))
+        o, S = gla(q, k, v, log_forget, state.S, cu_seqlens=cu_seqlens, backend=self.backend)
+        return self.out_proj(self.norm(o.flatten(-2))), HGRN2State(S, conv)
+
+    def step(
+        self, x_t: Tensor, state: HGRN2State | None, *, lower_bound: LowerBound | Tensor | None = None
+    ) -> tuple[Tensor, HGRN2State]:
+        """One token: x_t (B, D) -> y_t (B, D) and the state after it."""
+        check_shapes("HGRN2.step", {"D": self.hidden_size}, x_t=(x_t, "B D"))
+        y, state = self.forward(x_t[:, None], state, lower_bound=lower_bound)
+        return y[:, 0], state
+
+    def _check_state(self, state: HGRN2State, rows: int) -> None:
+        if not isinstance(state, HGRN2State):
+            raise TypeError(f"HGRN2: state must be an HGRN2State or None, got {type(state).__name__}")
+        H, K = self.num_heads, self.expand_ratio
+        expected = ((rows, H, K, K), (rows, max(self.conv_size - 1, 0), 3 * self.hidden_size))
+        for name, tensor, shape in zip(HGRN2State._fields, state, expected, strict=True):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"HGRN2: state.{name} must have shape {shape}, got {tuple(tensor.shape)}")

@@ -1,0 +1,23 @@
+"""The channel mixer of a block."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SwiGLU(nn.Module):
+    """``y = W_down (SiLU(W_gate x) * W_up x)`` (Shazeer 2020, arXiv:2002.05202), without biases.
+
+    Args:
+        hidden_size:       D, of input and output.
+        intermediate_size: width between.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,125 @@
+"""Writing with a language model: prefill once in parallel, then one step a token in constant memory."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from longstream.models.heads import LanguageModel, check_ids
+
+
+def stream(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    eos_token_id: int | None = None,
+) -> Iterator[list[int | None]]:
+    """Continue prompts of any lengths in one batch; yields a token for each row as soon as it is made.
+
+    Args:
+        model:          `LanguageModel`.
+        prompts:        token ids, at least one each.
+        max_new_tokens: >= 0, for each row.
+        temperature:    >= 0, divides the logits; 0 takes the likeliest token.
+        top_k:          keep the k likeliest tokens.
+        top_p:          in (0, 1]: keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2019,
+                        arXiv:1904.09751). After top_k, if both are given.
+        seed:           row i draws from its own generator, seeded with (seed, i), so that a row's text does not depend
+                        on the other rows; None draws a seed.
+        eos_token_id:   a row ends after this token.
+    Yields:
+        One list for each new position: the row's token, or None where the row has ended.
+    Raises:
+        ValueError: an empty prompt, ids out of range, or an option out of its range.
+    """
+    _check_options(prompts, max_new_tokens, temperature, top_k, top_p)
+    device = model.embeddings.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=device)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.as_tensor(prompt)
+    check_ids("generate", ids, model.vocab_size)
+    base = int(torch.empty((), dtype=torch.int64).random_()) if seed is None else seed
+    generators = [torch.Generator(device).manual_seed(hash((base, row)) % 2**63) for row in range(len(prompts))]
+    return _stream(model, ids, lengths, max_new_tokens, temperature, top_k, top_p, generators, eos_token_id)
+
+
+def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options) -> list[list[int]]:
+    """The new tokens of each prompt, eos_token_id included; arguments and errors of `stream`."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    for tokens in stream(model, prompts, max_new_tokens, **options):
+        for row, token in zip(rows, tokens, strict=True):
+            if token is not None:
+                row.append(token)
+    return rows
+
+
+@torch.no_grad()
+def _stream(
+    model: LanguageModel,
+    ids: Tensor,
+    lengths: Tensor,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generators: list[torch.Generator],
+    eos_token_id: int | None,
+) -> Iterator[list[int | None]]:
+    if max_new_tokens == 0:
+        return
+    rows = torch.arange(len(ids), device=ids.device)
+    mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    y, state = model.backbone(model.embeddings(ids), mask=mask)
+    logits = model.lm_head(y[rows, lengths - 1])  # the head only where a token is drawn
+    alive = [True] * len(ids)
+    for made in range(max_new_tokens):
+        token = _draw(logits, temperature, top_k, top_p, generators)
+        now = token.tolist()
+        yield [t if live else None for t, live in zip(now, alive, strict=True)]
+        alive = [live and t != eos_token_id for t, live in zip(now, alive, strict=True)]
+        if made + 1 == max_new_tokens or not any(alive):
+            return
+        logits, state = model.step(token, state)
+
+
+def _draw(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generators: list[torch.Generator]
+) -> Tensor:
+    """(B, vocabulary) -> (B,)."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits, order = (logits.float() / temperature).sort(dim=-1, descending=True)
+    probabilities = logits.softmax(-1)
+    kept = torch.ones_like(probabilities, dtype=torch.bool)
+    if top_k is not None:
+        kept[:, top_k:] = False
+        probabilities = (probabilities * kept) / (probabilities * kept).sum(-1, keepdim=True)
+    if top_p is not None:
+        kept &= probabilities.cumsum(-1) - probabilities < top_p  # the first to reach p is kept too
+    probabilities = probabilities * kept
+    drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
+    return order.gather(-1, torch.stack(drawn))[:, 0]
+
+
+def _check_options(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if not prompts:
+        raise ValueError("generate: prompts must hold at least one prompt, got none")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"generate: prompts[{i}] must have at least one token, got none")
+    if max_new_tokens < 0:
+        raise ValueError(f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
+    if not temperature >= 0:
+        raise ValueError(f"generate: temperature must be >= 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"generate: top_k must be >= 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p must be in (0, 1], got {top_p}")

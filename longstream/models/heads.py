@@ -1,0 +1,81 @@
+"""Models for a task: a backbone with something before and after it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from longstream.models.backbone import Backbone
+from longstream.models.config import ModelConfig
+from longstream.models.state import State
+
+
+class LanguageModel(nn.Module):
+    """Embeddings, `Backbone` and a linear head over the vocabulary, tied to the embeddings or not.
+
+    Args:
+        config: with vocab_size.
+    Raises:
+        ValueError: config.vocab_size is None.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("LanguageModel: config.vocab_size must be given, got None")
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.backbone = Backbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.embeddings.apply(self.backbone.init_weights)
+        self.lm_head.apply(self.backbone.init_weights)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embeddings.weight
+
+    def init_state(self, batch_size: int, **kwargs: Any) -> State:
+        """The state before the first token, for a batch of ``batch_size`` rows."""
+        return self.backbone.init_state(batch_size, **kwargs)
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, State]:
+        """ids (B, T) int -> logits (B, T, vocab_size) and the state; logits[:, t] are of the token after t.
+
+        state, mask and cu_seqlens as in `Backbone.forward`; logits on pads are 0.
+
+        Raises:
+            ValueError: ids are not (B, T), or out of range; and what `Backbone.forward` raises.
+        """
+        check_ids("LanguageModel", ids, self.vocab_size)
+        y, last = self.backbone(self.embeddings(ids), state, mask=mask, cu_seqlens=cu_seqlens)
+        return self.lm_head(y), last
+
+    def step(self, ids_t: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """One token a row: ids_t (B,) -> logits (B, vocab_size) and the state after it."""
+        logits, last = self.forward(ids_t[:, None], state)
+        return logits[:, 0], last
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, in nats a token, of logits[:, t] against labels[:, t + 1]; labels of -100 do not count."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+
+
+def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+    """Refuse ids that are not a (B, T) integer tensor with values in [0, vocab_size)."""
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"{name}: ids must be an integer tensor of shape (B, T), got {got}")
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
+        return  # looking at values would stall the device or break the graph
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name}: ids must lie in [0, {vocab_size}), got {low if low < 0 else high}")

@@ -1,0 +1,132 @@
+"""What a model carries from token to token, as one object."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longstream.layers import HGRN2State
+
+_LAYER_STATES = {cls.__name__: cls for cls in (HGRN2State,)}
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a `Backbone` or a `LanguageModel`; of constant size, however many tokens went in.
+
+    Functional: a model never changes a state it was given, so an old one can be kept and returned to.
+
+    Attributes:
+        layers:      for each layer its mixer's NamedTuple of tensors, batch first, float32 or wider.
+        position:    (B,) int64, tokens taken in by each row; pads do not count.
+        fingerprint: of the model's configuration; another model refuses the state.
+    """
+
+    layers: tuple[Any, ...]
+    position: Tensor
+    fingerprint: str
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of rows."""
+        return self.position.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, layer by layer, position last."""
+        return [tensor for layer in self.layers for tensor in layer] + [self.position]
+
+    def with_tensors(self, tensors: list[Tensor]) -> "State":
+        """The same state with other tensors, in the order of `tensors`."""
+        rest = iter(tensors)
+        layers = tuple(type(layer)(*(next(rest) for _ in layer)) for layer in self.layers)
+        return replace(self, layers=layers, position=next(rest))
+
+    def clone(self) -> "State":
+        """A copy that shares no memory."""
+        return self.with_tensors([tensor.clone() for tensor in self.tensors()])
+
+    def detach(self) -> "State":
+        """The same values cut off from the autograd graph."""
+        return self.with_tensors([tensor.detach() for tensor in self.tensors()])
+
+    def to(self, device: torch.device | str) -> "State":
+        """The state on another device."""
+        return self.with_tensors([tensor.to(device) for tensor in self.tensors()])
+
+    def select(self, indices: Tensor | list[int]) -> "State":
+        """The rows ``indices``, in that order, repeats allowed."""
+        rows = torch.as_tensor(indices, device=self.position.device)
+        return self.with_tensors([tensor.index_select(0, rows) for tensor in self.tensors()])
+
+    def repeat_interleave(self, n: int) -> "State":
+        """Each row n times in a row."""
+        return self.with_tensors([tensor.repeat_interleave(n, dim=0) for tensor in self.tensors()])
+
+    def fork(self, n: int) -> "State":
+        """n copies of a state of one row, as one batch.
+
+        Raises:
+            ValueError: there is more than one row.
+        """
+        if self.batch_size != 1:
+            raise ValueError(f"State.fork: needs a state of one row, got {self.batch_size}; select one first")
+        return self.repeat_interleave(n)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a safetensors file: beside first, then renamed, so that no half-written file ever has the name.
+
+        Raises:
+            FileExistsError: path exists and overwrite is False.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"State.save: {path} exists; pass overwrite=True to replace it")
+        named = {"position": self.position.contiguous()}
+        for i, layer in enumerate(self.layers):
+            named |= {f"layers.{i}.{name}": t.contiguous() for name, t in zip(layer._fields, layer, strict=True)}
+        about = {
+            "format": "longstream.State",
+            "fingerprint": self.fingerprint,
+            "layers": json.dumps([type(layer).__name__ for layer in self.layers]),
+        }
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file({name: tensor.detach().cpu() for name, tensor in named.items()}, beside, metadata=about)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "State":
+        """Read what `save` wrote, onto the CPU.
+
+        Raises:
+            FileNotFoundError: no such file.    ValueError: not a state file, or cut short.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"State.load: no file {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("format") != "longstream.State":
+                    raise ValueError(f"State.load: {path} is a safetensors file, but not of a longstream State")
+                layers = []
+                for i, name in enumerate(json.loads(about["layers"])):
+                    cls = _LAYER_STATES[name]
+                    layers.append(cls(*(file.get_tensor(f"layers.{i}.{field}") for field in cls._fields)))
+                return State(tuple(layers), file.get_tensor("position"), about["fingerprint"])
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"State.load: {path} is damaged or not a state file: {error}") from error
