@@ -1,0 +1,1 @@
+"""Training: settings, data, runs on transformers' Trainer, and evaluation."""
