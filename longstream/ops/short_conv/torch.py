@@ -35,7 +35,7 @@ def short_conv(
         starts = torch.tensor(bounds[:-1], device=x.device) + torch.arange(len(bounds) - 1, device=x.device) * (W - 1)
         heads = (starts[:, None] + torch.arange(W - 1, device=x.device)).reshape(-1)
         stream = x.new_zeros(x.shape[1] + len(heads), x.shape[2], dtype=dtype)
-        stream = stream.index_copy(0, heads, initial_state.to(dtype).reshape(len(heads), -1))
+        stream = stream.index_copy(0, heads, initial_state.to(dtype).reshape(len(heads), x.shape[2]))
         stream = stream.index_copy(0, place, x[0].to(dtype))
         y = _taps(stream[None], weight.to(dtype), bias)[:, place - (W - 1)]
         final_state = stream[taps]

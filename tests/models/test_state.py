@@ -1,0 +1,133 @@
+"""State: keeping, forking, saving, and being refused."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from longstream.models import HGRN2Config, LanguageModel, ModelConfig, State
+
+CONFIG = ModelConfig(hidden_size=12, num_layers=2, vocab_size=11, mixer=HGRN2Config(expand_ratio=4, conv_size=3))
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(CONFIG)
+
+
+def after(model: LanguageModel, rows: int = 2, T: int = 7) -> State:
+    with torch.no_grad():
+        return model(torch.arange(rows * T).view(rows, T) % 11)[1]
+
+
+def equal(a: State, b: State) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+
+
+def test_size_does_not_grow(model: LanguageModel):
+    short, long = after(model, T=1), after(model, T=300)
+    assert short.nbytes == long.nbytes
+    assert long.position.tolist() == [300, 300]
+    H, K, W, D, L, B = 3, 4, 3, 12, 2, 2
+    assert short.nbytes == B * L * 4 * (H * K * K + (W - 1) * 3 * D) + B * 8
+
+
+def test_clone_shares_no_memory(model: LanguageModel):
+    state = after(model)
+    twin = state.clone()
+    twin.layers[0].S.zero_()
+    assert state.layers[0].S.abs().sum() > 0
+
+
+def test_select_repeat_and_fork(model: LanguageModel):
+    state = after(model, rows=3)
+    picked = state.select([2, 0, 2])
+    assert torch.equal(picked.layers[1].S[0], state.layers[1].S[2])
+    assert torch.equal(picked.layers[1].conv[1], state.layers[1].conv[0])
+    assert equal(state.repeat_interleave(2), state.select([0, 0, 1, 1, 2, 2]))
+    assert equal(state.select([1]).fork(3), state.select([1, 1, 1]))
+    with pytest.raises(ValueError, match="needs a state of one row, got 3"):
+        state.fork(2)
+
+
+def test_save_load_replay_is_bit_identical(model: LanguageModel, tmp_path: Path):
+    state = after(model)
+    state.save(tmp_path / "state.safetensors")
+    restored = State.load(tmp_path / "state.safetensors")
+    assert equal(state, restored)
+    token = torch.tensor([3, 4])
+    with torch.no_grad():
+        for _ in range(5):
+            (a, state), (b, restored) = model.step(token, state), model.step(token, restored)
+            assert torch.equal(a, b)
+    assert equal(state, restored)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]  # nothing left beside it
+
+
+def test_save_overwrites_only_when_asked(model: LanguageModel, tmp_path: Path):
+    path = tmp_path / "state.safetensors"
+    after(model, T=1).save(path)
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        after(model, T=2).save(path)
+    assert State.load(path).position.tolist() == [1, 1]
+    after(model, T=2).save(path, overwrite=True)
+    assert State.load(path).position.tolist() == [2, 2]
+
+
+def test_a_failed_save_leaves_the_old_file(model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "state.safetensors"
+    after(model, T=1).save(path)
+
+    def full_disk(tensors: object, filename: Path, **_: object) -> None:
+        Path(filename).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        after(model, T=2).save(path, overwrite=True)
+    assert State.load(path).position.tolist() == [1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_files_that_are_no_state(model: LanguageModel, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        State.load(tmp_path / "missing")
+    whole = tmp_path / "state.safetensors"
+    after(model).save(whole)
+    cut = tmp_path / "cut"
+    cut.write_bytes(whole.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="damaged or not a state file"):
+        State.load(cut)
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(1)}, other)
+    with pytest.raises(ValueError, match="not of a longstream State"):
+        State.load(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_layers": 3}, {"mixer": HGRN2Config(expand_ratio=6, conv_size=3)}, {"lower_bound": None}, {"norm_eps": 1e-5}],
+)
+def test_another_model_refuses_the_state(model: LanguageModel, change: dict):
+    other = LanguageModel(ModelConfig(**{**vars(CONFIG), **change}))
+    with pytest.raises(ValueError, match=r"belongs to another model: expected fingerprint \w+, got \w+"):
+        other(torch.zeros(2, 1, dtype=torch.long), after(model))
+
+
+def test_the_same_configuration_accepts_the_state(model: LanguageModel):
+    twin = LanguageModel(CONFIG)
+    assert twin(torch.zeros(2, 1, dtype=torch.long), after(model))[0].shape == (2, 1, 11)
+
+
+def test_wrong_batch_and_wrong_type(model: LanguageModel):
+    with pytest.raises(ValueError, match="state must have 3 rows, one for each sequence, got 2"):
+        model(torch.zeros(3, 1, dtype=torch.long), after(model))
+    with pytest.raises(TypeError, match="state must be a State or None, got tuple"):
+        model(torch.zeros(2, 1, dtype=torch.long), (1, 2))  # type: ignore[arg-type]
+
+
+def test_a_model_in_bfloat16_keeps_a_float32_state(model: LanguageModel):
+    state = after(model.bfloat16())
+    assert all(t.dtype == torch.float32 for t in state.tensors()[:-1])

@@ -1,0 +1,83 @@
+"""How a backend is chosen, and how it refuses."""
+
+import pytest
+import torch
+
+from longstream.ops import available_backends, gla, short_conv
+
+OPS = ("gla", "short_conv")
+
+
+def call(op, backend):
+    if op == "gla":
+        q = torch.ones(1, 3, 2, 4)
+        return gla(q, q, torch.ones(1, 3, 2, 5), -q, backend=backend)
+    return short_conv(torch.ones(1, 3, 2), torch.ones(2, 4), backend=backend)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_reference_and_torch_run_everywhere(op):
+    backends = available_backends(op)
+    assert backends["reference"] is None
+    assert backends["torch"] is None
+    assert "auto" not in backends
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_available_runs_and_what_is_not_says_why(op):
+    """A refusal is a RuntimeError that names the op, the backend and the reason."""
+    out, final = call(op, "reference")
+    for name, refusal in available_backends(op).items():
+        if refusal is None:
+            other_out, other_final = call(op, name)
+            assert torch.allclose(other_out, out)
+            assert torch.allclose(other_final, final)
+        else:
+            assert len(refusal.split()) > 2, f"{name}: {refusal!r} is not a sentence"
+            with pytest.raises(RuntimeError) as error:
+                call(op, name)
+            assert str(error.value).startswith(f"{op}: ")
+            assert name in str(error.value)
+            assert refusal in str(error.value)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("backend", ["cuda", "Torch", "", None, 3])
+def test_unknown_backend(op, backend):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call(op, backend)
+    message = str(error.value)
+    assert message.startswith(f"{op}: unknown backend {backend!r}")
+    for choice in ("auto", *available_backends(op)):
+        assert repr(choice) in message
+
+
+def test_unknown_op():
+    with pytest.raises(ValueError, match=r"'softmax'.*gla"):
+        available_backends("softmax")
+
+
+def test_changing_the_answer_changes_nothing():
+    """The dict that comes back is the caller's."""
+    available_backends("gla")["torch"] = "out of order"
+    assert available_backends("gla")["torch"] is None
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_failing_backend_is_not_replaced(op, monkeypatch):
+    """Nothing falls back in silence: the error of the named backend reaches the caller, in "auto" too."""
+    broken = RuntimeError("broken on purpose")
+
+    def fail(*args, **kwargs):
+        raise broken
+
+    for name in ("exp", "cumsum", "cat", "matmul", "einsum", "stack"):
+        monkeypatch.setattr(torch, name, fail)
+    for name in ("exp", "cumsum", "matmul", "__matmul__"):
+        monkeypatch.setattr(torch.Tensor, name, fail)
+    monkeypatch.setattr(torch.nn.functional, "conv1d", fail)
+    monkeypatch.setattr(torch.nn.functional, "pad", fail)
+    for backend in ("auto", "torch"):
+        with pytest.raises(RuntimeError) as error:
+            call(op, backend)
+        assert error.value is broken
