@@ -99,8 +99,10 @@ class HGRN2(nn.Module):
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> HGRN2State:
-        """The state before the first token: zeros, float32 unless ``dtype`` is wider."""
-        dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        """The state before the first token: zeros, by default on the layer's device, in its dtype or wider."""
+        weight = next(self.parameters())
+        device = weight.device if device is None else device
+        dtype = torch.float64 if (dtype or weight.dtype) == torch.float64 else torch.float32
         K = self.expand_ratio
         return HGRN2State(
             torch.zeros(batch_size, self.num_heads, K, K, device=device, dtype=dtype),

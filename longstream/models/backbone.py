@@ -86,8 +86,9 @@ class Backbone(nn.Module):
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """The state before the first token, for a batch of ``batch_size`` rows."""
+        """The state before the first token, for ``batch_size`` rows; by default on the model's device, in its dtype."""
         layers = tuple(block.init_state(batch_size, device=device, dtype=dtype) for block in self._blocks())
+        device = self.norm.weight.device if device is None else device
         return State(layers, torch.zeros(batch_size, dtype=torch.long, device=device), self.fingerprint)
 
     def forward(

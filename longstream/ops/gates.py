@@ -67,8 +67,10 @@ def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tu
     Returns:
         log_forget (..., D), <= 0, natural log;  input_gate (..., D) in [0, 1]. Both float32 or wider.
     Raises:
-        ValueError: the bound is not (D,).
+        ValueError: the bound is not (D,).    TypeError: z is not floating point.
     """
+    if not z.is_floating_point():
+        raise TypeError(f"forget_gate: z must be floating point, got {z.dtype}")
     dtype = wide(z)
     z = z.to(dtype)
     if lower_bound is None:
