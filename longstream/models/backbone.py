@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
         """The state before the first token, for ``batch_size`` rows; by default on the model's device, in its dtype."""
-        layers = tuple(block.init_state(batch_size, device=device, dtype=dtype) for block in self._blocks())
+        layers = tuple(block.init_state(batch_size, device=device, dtype=dtype) for block in self.layers)  # type: ignore[operator]
         device = self.norm.weight.device if device is None else device
         return State(layers, torch.zeros(batch_size, dtype=torch.long, device=device), self.fingerprint)
 
@@ -124,36 +124,35 @@ class Backbone(nn.Module):
             return y, last
         bounds = check_cu_seqlens("Backbone", cu_seqlens, *x.shape[:2])
         rows = x.shape[0] if bounds is None else len(bounds) - 1
-        if state is None:
-            state = self.init_state(rows, device=x.device, dtype=x.dtype)
-        self._check_state(state, rows)
+        if state is None:  # each mixer makes its own
+            before, position = [None] * len(self.layers), torch.zeros(rows, dtype=torch.long, device=x.device)
+        else:
+            self._check_state(state, rows)
+            before, position = state.layers, state.position
         run = run_block or (lambda block, *args, **kwargs: block(*args, **kwargs))
         limits = None if self.lower_bounds is None else lower_bounds(self.lower_bounds, self.config.lower_bound or "")
         layers = []
-        for i, block in enumerate(self._blocks()):
+        for i, block in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
             # Layer 0 has no bound under either sum, so it takes the shorter path.
             limit = None if limits is None or i == 0 else limits.of_layer(i)
-            x, layer = run(block, x, state.layers[i], cu_seqlens=bounds, lower_bound=limit)
+            x, layer = run(block, x, before[i], cu_seqlens=bounds, lower_bound=limit)
             layers.append(layer)
         y = self.norm(x)
         if hidden_states is not None:
             hidden_states.append(y)
         if bounds is None:
-            taken = torch.full_like(state.position, x.shape[1])
+            taken = torch.full_like(position, x.shape[1])
         else:
             taken = torch.tensor(bounds, device=x.device).diff()
-        return y, State(tuple(layers), state.position + taken, self.fingerprint)
+        return y, State(tuple(layers), position + taken, self.fingerprint)
 
     def step(self, x_t: Tensor, state: State | None) -> tuple[Tensor, State]:
         """One token: x_t (B, D) -> y_t (B, D) and the state after it."""
         check_shapes("Backbone.step", {"D": self.hidden_size}, x_t=(x_t, "B D"))
         y, last = self.forward(x_t[:, None], state)
         return y[:, 0], last
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.layers if isinstance(block, Block)]
 
     def _check_state(self, state: State, rows: int) -> None:
         if not isinstance(state, State):

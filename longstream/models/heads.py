@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from longstream.models.backbone import Backbone
 from longstream.models.config import ModelConfig
 from longstream.models.state import State
+from longstream.ops._check import wide
 
 
 class LanguageModel(nn.Module):
@@ -66,16 +67,16 @@ class LanguageModel(nn.Module):
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy, in nats a token, of logits[:, t] against labels[:, t + 1]; labels of -100 do not count."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).to(wide(logits)), labels[:, 1:].flatten())
 
 
-def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+def check_ids(name: str, ids: Tensor, vocab_size: int, argument: str = "ids") -> None:
     """Refuse ids that are not a (B, T) integer tensor with values in [0, vocab_size)."""
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         got = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"{name}: ids must be an integer tensor of shape (B, T), got {got}")
+        raise ValueError(f"{name}: {argument} must be an integer tensor of shape (B, T), got {got}")
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return  # looking at values would stall the device or break the graph
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
-        raise ValueError(f"{name}: ids must lie in [0, {vocab_size}), got {low if low < 0 else high}")
+        raise ValueError(f"{name}: {argument} must lie in [0, {vocab_size}), got {low if low < 0 else high}")

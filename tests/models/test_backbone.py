@@ -105,6 +105,25 @@ def test_hidden_states_and_run_block():
         assert (a[0, :2] == 0).all()
 
 
+def test_a_wrapped_block_is_still_run():
+    """As sharding, checkpoint wrappers and regional compilation wrap them."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    torch.manual_seed(0)
+    backbone, x = Backbone(CONFIG), torch.randn(2, 5, 12)
+    y, _ = backbone(x)
+    for i, block in enumerate(backbone.layers):
+        backbone.layers[i] = Wrapper(block)
+    assert torch.equal(backbone(x)[0], y)
+
+
 def test_lower_bounds_rise_with_depth_and_are_trained():
     torch.manual_seed(0)
     backbone = Backbone(CONFIG)
@@ -134,12 +153,15 @@ def test_thirty_steps_learn_eight_sequences():
     model = LanguageModel(changed(hidden_size=32, num_layers=2, mixer=HGRN2Config(expand_ratio=16)))
     ids = torch.randint(11, (8, 24))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    losses = []
     for _ in range(60):
         loss = next_token_loss(model(ids)[0], ids)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.3  # 2.4 before
+        losses.append(loss.item())
+    assert losses[0] > 2.3
+    assert losses[-1] < 0.3
 
 
 def test_loss_ignores_minus_100():

@@ -82,7 +82,8 @@ def test_tokens_come_one_at_a_time(model: LanguageModel):
     made = stream(model, PROMPTS, 10_000, temperature=0)
     first = next(made)
     assert first == [row[0] for row in generate(model, PROMPTS, 1, temperature=0)]
-    made.close()  # no need to make the other 9,999
+    second = next(made)  # the other 9,998 are never made
+    assert second == [row[1] for row in generate(model, PROMPTS, 2, temperature=0)]
 
 
 def test_nothing_to_make(model: LanguageModel):

@@ -39,7 +39,9 @@ def gla(
         S = log_forget[:, 0, :, :, None].to(dtype).exp() * initial_state.to(dtype)
         S = S + k[:, 0, :, :, None].to(dtype) * v[:, 0, :, None, :].to(dtype)
         return (q[:, 0, :, None, :].to(dtype) @ S).transpose(1, 2).to(v.dtype), S
-    plan = _plan((T,) * B if bounds is None else tuple(b - a for a, b in pairwise(bounds)), H, K)
+    lengths = (T,) * B if bounds is None else tuple(b - a for a, b in pairwise(bounds))
+    # Dynamo cannot trace a cache, and needs none: the plan becomes a constant of its graph.
+    plan = (_plan.__wrapped__ if torch.compiler.is_compiling() else _plan)(lengths, H, K)
     order = torch.tensor(plan.order, device=q.device)
     rows = plan.rows.to(q.device)
     out, last = _ChunkedGLA.apply(q, k, v, log_forget, initial_state.to(dtype)[order], rows, plan)

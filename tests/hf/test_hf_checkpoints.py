@@ -1,0 +1,182 @@
+"""Checkpoints: every way of saving and loading keeps the numbers, and a bad one is an error with a reason."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from longstream.hf import HGRN2ForCausalLM, HGRN2Model, to_fla
+from tests.hf.conftest import load_with_info, random_ids, tiny_config, tiny_model, write_fla
+from tests.numerics import assert_same
+
+CHOICES = [
+    {},
+    {"use_short_conv": False, "tie_word_embeddings": True},
+    {"conv_bias": True, "use_bias": True, "mixer_norm": "layer", "lower_bound_sum": "exclusive"},
+    {"use_lower_bound": False, "elementwise_affine": False},
+]
+
+
+@pytest.fixture
+def transformers_log(caplog):
+    """transformers' own records, which do not propagate to the root logger."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("fields", CHOICES)
+def test_save_and_load(fields, tmp_path):
+    model = tiny_model(**fields)
+    model.save_pretrained(tmp_path)
+    expected = to_fla(model.state_dict())
+    if fields.get("tie_word_embeddings"):
+        del expected["lm_head.weight"]
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == expected.keys()
+    assert all(saved[name].equal(tensor) for name, tensor in expected.items())
+    again, info = load_with_info(AutoModelForCausalLM, tmp_path, dtype=torch.float64)
+    assert not any(info.values())
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    ids = random_ids(2, 7)
+    assert_same("outputs", again(ids).logits, model(ids).logits)
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    tiny_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.lm_head.weight is model.model.embeddings.weight
+    assert model.get_output_embeddings() is model.lm_head
+    assert model.get_input_embeddings() is model.model.embeddings
+
+
+def test_shards(tmp_path, model):
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert index["weight_map"].keys() == to_fla(model.state_dict()).keys()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    ids = random_ids(2, 7)
+    assert_same("outputs", again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"device_map": "cpu"}])
+def test_bfloat16(tmp_path, model, options):
+    model.save_pretrained(tmp_path)
+    half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, **options)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    ids = random_ids(2, 7)
+    out = half(ids)
+    assert out.logits.dtype == torch.bfloat16
+    assert all(tensor.dtype == torch.float32 for layer in out.past_key_values.state.layers for tensor in layer)
+    # bfloat16 keeps 8 bits, and the logits pass through a dozen rounded products: a wrong weight is off by O(1).
+    exact = model(ids).logits
+    assert (out.logits - exact).norm() < 0.1 * exact.norm()
+    half.save_pretrained(tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_base_model_and_head(tmp_path, model, transformers_log):
+    model.save_pretrained(tmp_path / "whole")
+    base = AutoModel.from_pretrained(tmp_path / "whole", dtype=torch.float64)
+    ids = random_ids(2, 7)
+    assert_same("outputs", base(ids).last_hidden_state, model.model(ids).last_hidden_state)
+    base.save_pretrained(tmp_path / "base")
+    assert "layers.0.attn.q_proj.weight" in load_file(tmp_path / "base" / "model.safetensors")
+    transformers_log.clear()
+    headed = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float64)
+    assert "lm_head.weight" in transformers_log.text
+    assert_same("outputs", headed.model(ids).last_hidden_state, model.model(ids).last_hidden_state)
+    again = HGRN2Model.from_pretrained(tmp_path / "base", dtype=torch.float64)
+    assert_same("outputs", again(ids).last_hidden_state, base(ids).last_hidden_state)
+
+
+def test_names_are_flas_whatever_was_loaded(tmp_path, model):
+    """A file in our names is read too, and is fla's after saving."""
+    directory = write_fla(tmp_path / "ours", model.config.to_diff_dict(), model.state_dict())
+    again = HGRN2ForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    again.save_pretrained(tmp_path / "saved")
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == to_fla(model.state_dict()).keys()
+
+
+def test_initialization_keeps_what_was_loaded_and_fills_by_the_rule():
+    model = HGRN2ForCausalLM(tiny_config(hidden_size=96, vocab_size=500, initializer_range=0.1, use_bias=True))
+    mixer = "model.backbone.layers.0.mixer."
+    for name in ("model.embeddings.weight", "lm_head.weight", mixer + "q_proj.weight"):
+        assert 0.095 < model.get_parameter(name).std() < 0.105
+    taps = model.get_parameter(mixer + "q_conv.weight")
+    assert taps.abs().max() <= 3**-0.5
+    assert taps.std() > 0.2
+    assert (model.get_parameter(mixer + "norm.weight") == 1).all()
+    assert (model.get_parameter(mixer + "q_proj.bias") == 0).all()
+    assert (model.get_parameter("model.backbone.lower_bounds") == 0).all()
+
+
+def test_resized_embeddings(model):
+    ids = random_ids(2, 5)
+    before = model(ids).logits
+    model.resize_token_embeddings(31)
+    after = model(ids).logits
+    assert after.shape[-1] == 31
+    assert_same("logits of the old tokens", after[..., : before.shape[-1]], before)
+    model(torch.full((1, 1), 30))
+
+
+def test_missing_tensors_are_an_error(tmp_path, model):
+    weights = to_fla(model.state_dict())
+    for name in ("model.layers.1.attn.f_proj.weight", "model.lower_bounds"):
+        del weights[name]
+    directory = write_fla(tmp_path / "cut", model.config.to_diff_dict(), weights)
+    words = "lower_bounds, .*layers.1.attn.f_proj.weight|layers.1.attn.f_proj.weight, .*lower_bounds"
+    with pytest.raises(ValueError, match=f"HGRN2ForCausalLM.from_pretrained: .*2 tensors: .*({words})"):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+def test_unexpected_tensors_are_reported(tmp_path, model, transformers_log):
+    weights = to_fla(model.state_dict()) | {"model.layers.0.attn.g_proj.weight": torch.ones(3, 3)}
+    directory = write_fla(tmp_path / "more", model.config.to_diff_dict(), weights)
+    AutoModelForCausalLM.from_pretrained(directory)
+    assert "g_proj.weight" in transformers_log.text
+    assert "UNEXPECTED" in transformers_log.text
+
+
+def test_wrong_shapes_are_an_error(tmp_path, model, transformers_log):
+    weights = to_fla(model.state_dict())
+    weights["model.layers.0.attn.q_conv1d.weight"] = torch.ones(24, 1, 4)
+    directory = write_fla(tmp_path / "wrong", model.config.to_diff_dict(), weights)
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_pretrained(directory)
+    assert "q_conv.weight" in transformers_log.text
+
+
+def test_another_models_tensors_are_an_error(tmp_path):
+    llama = LlamaForCausalLM(
+        LlamaConfig(vocab_size=19, hidden_size=24, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4)
+    )
+    directory = write_fla(tmp_path / "llama", tiny_config().to_diff_dict(), llama.state_dict())
+    with pytest.raises(ValueError, match=r"expected a whole HGRN2ForCausalLM, got one without \d+ tensors"):
+        AutoModelForCausalLM.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("kept", [0, 6, 200, -1])
+def test_truncated_file(tmp_path, model, kept):
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"from_pretrained: .*cut short or damaged"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_missing_shard_and_broken_configuration(tmp_path, model):
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shard = next(tmp_path.glob("model-*-of-*.safetensors"))
+    shard.unlink()
+    with pytest.raises(OSError, match=shard.name):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "hgr')
+    with pytest.raises(OSError, match=r"config.json"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
