@@ -1,0 +1,45 @@
+"""Which windows make a batch, and what the model is asked to predict in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from longstream.train.data import IGNORED, PackedCollator, Windows
+
+
+class ShuffledWindows(Dataset[Tensor]):
+    """Pass after pass over the windows, each in an order of its own.
+
+    Item i depends on the seed and on i alone, so a resumed run and parallel processes see what a single run sees.
+    """
+
+    def __init__(self, windows: Windows, length: int, seed: int) -> None:
+        self.windows, self.length, self.seed = windows, length, seed
+        self._pass, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        number, place = divmod(index, len(self.windows))
+        if number != self._pass:
+            self._pass, self._order = number, np.random.default_rng([self.seed, number]).permutation(len(self.windows))
+        return self.windows[int(self._order[place])]
+
+
+class Collator(PackedCollator):
+    """PackedCollator with the targets spelled out.
+
+    Given labels and boundaries alone, the model predicts nothing across a boundary: it would not learn where documents
+    end.
+    """
+
+    def __call__(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
+        batch = super().__call__(windows)
+        batch["shift_labels"] = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+        return batch

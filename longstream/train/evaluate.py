@@ -1,0 +1,104 @@
+"""Exact bits per byte of whole documents: the state is carried from chunk to chunk, so every token has its context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from longstream.train.corpus import Document
+from longstream.train.data import IGNORED
+from longstream.train.tokenizer import Tokenizer
+
+CHUNK = 512  # columns of a pass while there are rows enough to fill it
+MOST_LOGITS = 2**25  # of one pass: 128 MiB in float32
+
+
+class Evaluation(NamedTuple):
+    """What a model makes of some documents; sums, so that parts add up."""
+
+    nats: float
+    tokens: int  # predicted ones: every token of a document and the boundary that closes it
+    bytes: int  # of the documents; boundaries stand for none
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.inf
+
+
+@torch.no_grad()
+def evaluate_documents(
+    model: Any, tokenizer: Tokenizer, documents: Sequence[Document], *, tokens_per_pass: int = 8192
+) -> Evaluation:
+    """Predict every byte of every document from all that stand before it in that document.
+
+    A document is started by the boundary token, and the boundary that closes it is predicted too: its nats count, it
+    has no bytes. How documents are batched and cut changes nothing but the time.
+
+    Args:
+        model:           a causal language model of transformers whose past_key_values is a recurrent state.
+        tokenizer:       the tokenizer it was trained with.
+        documents:       any number, of any lengths.
+        tokens_per_pass: bound on rows times columns of a forward pass; less for large vocabularies.
+    """
+    closing = [tokenizer.boundary_id]
+    sequences = [np.concatenate([tokenizer.encode_document(document), closing]) for document in documents]
+    sequences.sort(key=len, reverse=True)
+    tokens_per_pass = max(1, min(tokens_per_pass, MOST_LOGITS // tokenizer.vocab_size))
+    was_training = model.training
+    model.eval()
+    nats = sum(_nats(model, group, tokens_per_pass) for group in _groups(sequences, tokens_per_pass))
+    model.train(was_training)
+    return Evaluation(
+        nats=float(nats),
+        tokens=sum(len(sequence) - 1 for sequence in sequences),
+        bytes=sum(len(document.data) for document in documents),
+    )
+
+
+def _groups(sequences: list[np.ndarray], tokens_per_pass: int) -> Iterator[list[np.ndarray]]:
+    """Neighbors in length, as many as fill a pass: short ones whole, long ones a chunk at a time."""
+    start = 0
+    while start < len(sequences):
+        rows = max(1, tokens_per_pass // min(CHUNK, len(sequences[start]) - 1))
+        yield sequences[start : start + rows]
+        start += rows
+
+
+def _nats(model: Any, group: list[np.ndarray], tokens_per_pass: int) -> float:
+    """Total nats of documents, longest first. Rows that end leave the batch, so no pad is ever looked back at."""
+    lengths = torch.tensor([len(sequence) - 1 for sequence in group])
+    ids = torch.zeros(len(group), int(lengths[0]) + 1, dtype=torch.long)  # (rows, longest + 1)
+    targets = torch.full_like(ids, IGNORED)
+    for row, sequence in enumerate(group):
+        ids[row, : len(sequence)] = torch.as_tensor(sequence)
+        targets[row, : len(sequence)] = ids[row, : len(sequence)]
+    ids, targets = ids[:, :-1].to(model.device), targets[:, 1:].to(model.device)
+    nats, start, state = 0.0, 0, None  # state: a RecurrentCache
+    while start < lengths[0]:
+        rows = int((lengths > start).sum())
+        if state is not None and rows < state.batch_size:
+            state.batch_select_indices(torch.arange(rows, device=model.device))
+        end = start + max(1, tokens_per_pass // rows)
+        output = model(input_ids=ids[:rows, start:end], past_key_values=state, use_cache=True)
+        loss = F.cross_entropy(
+            output.logits.float().flatten(0, 1),
+            targets[:rows, start:end].flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
+        )
+        nats += loss.double().sum().item()
+        state, start = output.past_key_values, end
+    return nats

@@ -1,0 +1,274 @@
+"""The run directory: what lies where, and how it is written so that a crash never costs what was there before.
+
+config.json, generation_config.json, model.safetensors, tokenizer files    the model, as transformers reads it
+settings.toml, data.json                                                   what was asked for; what was trained on
+metrics.jsonl, tensorboard/, loss.png, samples/, evaluation.json           what came of it
+checkpoints/checkpoint-<step>/                                             the model again, and what resuming needs
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from longstream.train.settings import Settings, build_settings, read_toml, to_toml
+
+if TYPE_CHECKING:
+    from longstream.train.tokenizer import Tokenizer
+
+logger = logging.getLogger("longstream")
+
+# Everything a run may leave behind; nothing else is ever deleted.
+RUN_FILES = ("settings.toml", "data.json", "metrics.jsonl", "loss.png", "evaluation.json")
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
+RUN_FOLDERS = ("checkpoints", "samples", "tensorboard")
+RESUME_FILES = (
+    "config.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+    "progress.json",
+)
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file to: moved onto ``path`` once complete, removed if the block fails."""
+    beside = path.with_name(f".writing-{path.name}")
+    remove(beside)
+    try:
+        yield beside
+        replace(beside, path)
+    finally:
+        remove(beside)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Move ``source`` onto ``target``, its content on the disk before its name."""
+    for file in [source] if source.is_file() else [f for f in source.rglob("*") if f.is_file()]:
+        with open(file, "rb+") as stream:
+            os.fsync(stream.fileno())
+    if (
+        target.is_dir()
+    ):  # a folder cannot be replaced in one step: only when a step is trained again after a damaged save
+        remove(target)
+    os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder that may not exist."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within, transformers logs errors only, and draws no bars for weights that it reads and writes."""
+    import transformers
+
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings = self.path / "settings.toml"
+        self.data = self.path / "data.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.plot = self.path / "loss.png"
+        self.evaluation = self.path / "evaluation.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.tensorboard = self.path / "tensorboard"
+
+    def refuse_to_overwrite(self, overwrite: bool) -> None:
+        """Raise unless a new run may be written here; touches nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file, not a run directory")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not self.settings.is_file():
+            raise FileExistsError(f"{self.path} exists and is not a run of longstream: choose another --out")
+        if not overwrite:
+            raise FileExistsError(
+                f"{self.path} already holds a run: choose another --out, continue it with --resume {self.path},"
+                " or replace it with --overwrite"
+            )
+
+    def create(self, settings: Settings, data: dict[str, Any]) -> None:
+        """Remove an earlier run's files, and write down what this one was asked to do."""
+        for name in (*RUN_FOLDERS, *RUN_FILES, *MODEL_FILES):
+            remove(self.path / name)
+        self.samples.mkdir(parents=True)
+        self.checkpoints.mkdir()
+        write_text(self.settings, to_toml(settings))
+        write_text(self.data, json.dumps(data, indent=2) + "\n")
+
+    def read_settings(self) -> Settings:
+        """The settings of an existing run."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path}: no such run directory")
+        if not self.settings.is_file():
+            raise FileNotFoundError(f"{self.path} is not a run of longstream: it has no settings.toml")
+        return build_settings(read_toml(self.settings))
+
+    def read_data(self) -> dict[str, Any]:
+        """What an existing run was trained on."""
+        try:
+            return json.loads(self.data.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.data} is damaged: {error}") from None
+
+    def newest_checkpoint(self, processes: int = 1) -> Path | None:
+        """The newest checkpoint that is whole; older ones are tried when it is damaged. None when there is none yet.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        refusals = []
+        for checkpoint in reversed(self.list_checkpoints()):
+            reason = why_not_resumable(checkpoint, processes)
+            if reason is None:
+                return checkpoint
+            refusals.append(reason)
+            logger.warning("%s is passed over: %s", checkpoint, reason)
+        if refusals:
+            raise ValueError(f"{self.path}: no checkpoint can be resumed from; of the newest, {refusals[0]}")
+        return None
+
+    def list_checkpoints(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(self.checkpoints.glob("checkpoint-*"), key=checkpoint_step)
+
+    def drop_old_checkpoints(self, keep: int) -> None:
+        """Delete all but the ``keep`` newest checkpoints; 0 keeps all."""
+        for checkpoint in self.list_checkpoints()[:-keep] if keep else []:
+            remove(checkpoint)
+
+    def publish(self, checkpoint: Path) -> None:
+        """Copy a checkpoint's model and tokenizer to the top of the run; the weights are swapped in one step."""
+        skipped = {*RESUME_FILES, "model.safetensors"} - {"config.json"}
+        for file in checkpoint.iterdir():
+            if file.name not in skipped and not file.name.startswith("rng_state"):
+                with written_beside(self.path / file.name) as beside:
+                    shutil.copyfile(file, beside)
+        with written_beside(self.path / "model.safetensors") as beside:
+            shutil.copyfile(checkpoint / "model.safetensors", beside)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut short by a crash is dropped."""
+        rows = []
+        if self.metrics.is_file():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget what was logged after ``step``: it is about to be done again."""
+        kept = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
+        write_text(self.metrics, "".join(kept))
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    digits = checkpoint.name.removeprefix("checkpoint-")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def why_not_resumable(checkpoint: Path, processes: int = 1) -> str | None:
+    """None for a whole checkpoint, else what is missing or damaged. Reads every byte, executes none."""
+    from safetensors import SafetensorError, safe_open
+
+    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+    for name in (*RESUME_FILES, *states):
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{file} is missing"
+        try:
+            if file.suffix == ".safetensors":
+                safe_open(file, framework="pt").__enter__()
+            elif file.suffix in (".pt", ".pth"):
+                if broken := zipfile.ZipFile(file).testzip():
+                    return f"{file} is damaged at {broken}"
+            else:
+                json.loads(file.read_text(encoding="utf-8"))
+        except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
+            return f"{file} is damaged or cut short: {error}"
+    return None
+
+
+class LoadedRun(NamedTuple):
+    """A trained model, ready to evaluate or to write."""
+
+    model: Any  # HGRN2ForCausalLM
+    tokenizer: Tokenizer
+
+
+def load_run(path: str | Path) -> LoadedRun:
+    """The model and tokenizer of a run, a checkpoint, or any folder in transformers' format with an HGRN2 model.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says which.
+        ValueError: a file is damaged or of another kind of model.
+    """
+    from longstream.hf import HGRN2Config, HGRN2ForCausalLM
+    from longstream.train.tokenizer import load_tokenizer
+
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such run directory")
+    config, weights = path / "config.json", path / "model.safetensors"
+    if not config.is_file() or not weights.is_file():
+        missing = weights if config.is_file() else config
+        saved = "; nothing has been saved yet" if (path / "settings.toml").is_file() else ""
+        raise FileNotFoundError(f"{path} holds no trained model: {missing.name} is missing{saved}")
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} is not the configuration of a model: {error}") from None
+    if model_type != HGRN2Config.model_type:
+        raise ValueError(f"{config} is of a {model_type!r} model; longstream reads {HGRN2Config.model_type!r}")
+    tokenizer = load_tokenizer(path)
+    with quiet_transformers():  # what does not fit is said below, in a line and not in a table
+        options = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True}
+        model, found = HGRN2ForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, found.get(kind) or ())):
+            raise ValueError(
+                f"{weights} does not fit {config}: {len(keys)} {kind.replace('_keys', '')} tensors, such as {keys[0]}"
+            )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
+        )
+    return LoadedRun(model.eval(), tokenizer)

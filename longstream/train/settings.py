@@ -1,0 +1,262 @@
+"""Everything a training run can be told, declared once.
+
+Each field below is a command-line flag (``--learning-rate``), a key of the TOML file (``learning_rate`` under
+``[train]``) and a dotted override (``train.learning_rate=1e-3``); its annotation is the type check and its ``help`` the
+line that ``--help`` prints. Later sources win: defaults, preset, TOML file, flags, overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_STEPS = 1000  # when neither steps nor minutes are given
+
+
+def _setting(default: Any, help: str, *, flag: str = "", resumable: bool = False, rare: bool = False) -> Any:
+    """A field with its help line; ``resumable``: may change when a run is resumed; ``rare``: has no line of its own."""
+    return field(default=default, metadata={"help": help, "flag": flag, "resumable": resumable, "rare": rare})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network. The vocabulary size comes from the tokenizer."""
+
+    hidden_size: int = _setting(256, "channels of the residual stream")
+    num_hidden_layers: int = _setting(4, "blocks, each a mixer and an MLP")
+    expand_ratio: int = _setting(64, "state size of a head; heads = hidden size / this")
+    hidden_ratio: int = _setting(4, "MLP width is 2/3 of this times hidden size, in 256s", rare=True)
+    intermediate_size: int = _setting(0, "MLP width itself; 0: from hidden ratio")
+    use_short_conv: bool = _setting(False, "short convolutions on the mixer's projections")
+    conv_size: int = _setting(4, "taps of those convolutions", rare=True)
+    tie_word_embeddings: bool = _setting(False, "one matrix for embedding and output")
+
+    def __post_init__(self) -> None:
+        _require(self, "hidden_size", self.hidden_size >= 1, ">= 1")
+        _require(self, "num_hidden_layers", self.num_hidden_layers >= 1, ">= 1")
+        _require(self, "expand_ratio", self.expand_ratio >= 1, ">= 1")
+        _require(self, "hidden_ratio", self.hidden_ratio >= 1, ">= 1")
+        _require(self, "intermediate_size", self.intermediate_size >= 0, ">= 0")
+        _require(self, "conv_size", self.conv_size >= 2, ">= 2")
+        divides = self.hidden_size % self.expand_ratio == 0
+        _require(self, "expand_ratio", divides, f"a divisor of hidden_size={self.hidden_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What is read, and how it becomes tokens."""
+
+    files: tuple[str, ...] = _setting((), "files to train on, or 'builtin'", flag="--data")
+    tokenizer: str = _setting("bytes", "'bytes', or a tokenizers JSON file")
+    seq_len: int = _setting(512, "tokens per sequence")
+    validation_fraction: float = _setting(0.1, "held out, from the end of the data")
+    validation_bytes: int = _setting(500_000, "held out at most; 0: no limit", rare=True)
+
+    def __post_init__(self) -> None:
+        _require(self, "seq_len", self.seq_len >= 2, ">= 2")
+        _require(self, "validation_bytes", self.validation_bytes >= 0, ">= 0")
+        _require(self, "validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How it is trained, measured and kept."""
+
+    steps: int = _setting(0, f"optimizer steps; 0: until --minutes, else {DEFAULT_STEPS}", resumable=True)
+    minutes: float = _setting(0.0, "stop in time, schedule complete; 0: no limit", resumable=True)
+    batch_size: int = _setting(8, "sequences per process and forward pass")
+    gradient_accumulation: int = _setting(1, "forward passes per step")
+    learning_rate: float = _setting(3e-3, "peak learning rate")
+    schedule: Literal["cosine", "wsd"] = _setting("cosine", "wsd: warm up, stay, decay")
+    warmup_ratio: float = _setting(0.02, "part of the run spent warming up")
+    decay_ratio: float = _setting(0.2, "part of the run spent decaying (wsd)", rare=True)
+    min_lr_ratio: float = _setting(0.1, "last learning rate over peak", rare=True)
+    weight_decay: float = _setting(0.1, "none on norms, biases and gates' bounds")
+    adam_beta1: float = _setting(0.9, "AdamW", rare=True)
+    adam_beta2: float = _setting(0.95, "AdamW", rare=True)
+    max_grad_norm: float = _setting(1.0, "gradient clipping; 0: none")
+    bf16: bool = _setting(False, "bfloat16 autocast")
+    gradient_checkpointing: bool = _setting(False, "less memory, more time")
+    eval_every: int = _setting(200, "steps; 0: at the end only", resumable=True)
+    save_every: int = _setting(200, "steps; 0: at the end only", resumable=True)
+    log_every: int = _setting(10, "steps", resumable=True)
+    keep: int = _setting(2, "checkpoints kept; 0: all", resumable=True, rare=True)
+    sample_tokens: int = _setting(256, "length of the sample per evaluation; 0: none", resumable=True)
+    sample_prompt: str = _setting("", "what samples start from", resumable=True, rare=True)
+    seed: int = _setting(0, "weights, order of the data, samples")
+    threads: int = _setting(0, "CPU threads; 0: torch's choice", resumable=True)
+    device: Literal["cpu", "auto"] = _setting("cpu", "auto: a GPU where there is one", resumable=True, rare=True)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "save_every", "keep", "sample_tokens", "threads", "seed"):
+            _require(self, name, getattr(self, name) >= 0, ">= 0")
+        for name in ("batch_size", "gradient_accumulation", "log_every"):
+            _require(self, name, getattr(self, name) >= 1, ">= 1")
+        for name in ("minutes", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(self, name, value >= 0 and math.isfinite(value), "finite and >= 0")
+        finite = self.learning_rate > 0 and math.isfinite(self.learning_rate)
+        _require(self, "learning_rate", finite, "finite and > 0")
+        for name in ("warmup_ratio", "decay_ratio", "min_lr_ratio"):
+            _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        for name in ("adam_beta1", "adam_beta2"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of a run, by section."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # seconds: for a first look and for tests
+    "tiny": {
+        "model.hidden_size": 64,
+        "model.num_hidden_layers": 2,
+        "model.expand_ratio": 16,
+        "data.seq_len": 128,
+        "train.steps": 200,
+        "train.eval_every": 100,
+        "train.save_every": 100,
+    },
+    # minutes on two cores, time and not steps being fixed
+    "demo": {
+        "data.files": ["builtin"],
+        "data.seq_len": 256,
+        "model.hidden_size": 160,
+        "model.num_hidden_layers": 4,
+        "model.expand_ratio": 32,
+        "model.intermediate_size": 448,
+        "model.use_short_conv": True,
+        "train.minutes": 3.8,
+        "train.batch_size": 8,
+        "train.learning_rate": 4e-3,
+        "train.eval_every": 500,
+        "train.save_every": 500,
+    },
+    # hours on a laptop
+    "small": {
+        "model.hidden_size": 512,
+        "model.num_hidden_layers": 8,
+        "model.expand_ratio": 128,
+        "data.seq_len": 1024,
+        "train.steps": 10_000,
+        "train.learning_rate": 1e-3,
+        "train.eval_every": 500,
+        "train.save_every": 500,
+    },
+}
+
+
+def _require(settings: Any, name: str, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{type(settings).__name__}.{name} must be {expected}, got {getattr(settings, name)!r}")
+
+
+def setting_fields() -> dict[str, tuple[Field[Any], Any]]:
+    """Every setting: ``{"train.steps": (dataclass field, type)}``, in order of declaration."""
+    found = {}
+    for section, section_type in get_type_hints(Settings).items():
+        hints = get_type_hints(section_type)
+        found.update({f"{section}.{f.name}": (f, hints[f.name]) for f in fields(section_type)})
+    return found
+
+
+def build_settings(*sources: Mapping[str, Any]) -> Settings:
+    """Settings from flat sources such as ``{"train.steps": 100}``, later sources winning; values may be strings.
+
+    Raises:
+        ValueError: an unknown key (the message names the nearest one), a value of the wrong type or out of range.
+    """
+    known = setting_fields()
+    sections: dict[str, dict[str, Any]] = {section: {} for section in get_type_hints(Settings)}
+    for source in sources:
+        for key, value in source.items():
+            if key not in known:
+                raise ValueError(f"unknown setting {key!r}{nearest(key, known)}")
+            section, name = key.split(".")
+            sections[section][name] = _convert(key, value, known[key][1])
+    return Settings(**{name: hint(**sections[name]) for name, hint in get_type_hints(Settings).items()})
+
+
+def nearest(word: str, known: Any) -> str:
+    """``"; did you mean 'train.steps'?"``, or nothing when no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """``{"train.steps": 100, ...}`` of every setting."""
+    return {f"{section}.{name}": value for section, part in asdict(settings).items() for name, value in part.items()}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The flat settings of a TOML file with sections [model], [data] and [train]."""
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    flat = {}
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {section!r} stands outside of [model], [data] and [train]")
+        flat.update({f"{section}.{name}": value for name, value in values.items()})
+    return flat
+
+
+def to_toml(settings: Settings) -> str:
+    """The settings as TOML that ``read_toml`` reads back."""
+    lines = []
+    for section, values in asdict(settings).items():
+        lines += [f"[{section}]", *(f"{name} = {_toml_value(value)}" for name, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL; surrogate pairs are avoided by ensure_ascii
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """``value`` as ``hint``; strings come from the command line, everything else from TOML or Python."""
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{key} must be one of {', '.join(get_args(hint))}, got {value!r}")
+        return value
+    if get_origin(hint) is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise ValueError(f"{key} must be a list of strings, got {value!r}")
+        return tuple(items)
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    try:
+        if hint is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if hint in (int, float) and isinstance(value, str):
+            return hint(value)
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    except (KeyError, ValueError):
+        pass
+    else:
+        if type(value) is hint:
+            return value
+    raise ValueError(f"{key} must be {words[hint]}, got {value!r}")
