@@ -23,7 +23,7 @@ from longstream.train.data import read_documents, split, token_stream, windows
 from longstream.train.evaluate import Evaluation
 from longstream.train.rundir import RunDirectory, checkpoint_step, quiet_transformers, write_text
 from longstream.train.settings import DEFAULT_STEPS, DataSettings, Settings, flatten, setting_fields, to_toml
-from longstream.train.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from longstream.train.tokenizer import Tokenizer, learned_size, load_tokenizer, make_tokenizer
 from longstream.train.trainer import PROGRESS, SCHEDULE_POINTS, OnTrainBegin, Trainer
 
 logger = logging.getLogger("longstream")
@@ -69,9 +69,9 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
 
-    tokenizer_file = str(checkpoint) if checkpoint else settings.data.tokenizer  # the original may have changed since
-    tokenizer = ByteTokenizer() if tokenizer_file == "bytes" else load_tokenizer(tokenizer_file)
     train_documents, validation = read_data(settings.data)
+    # A resumed run takes its own: the file it came from may have changed since.
+    tokenizer = load_tokenizer(checkpoint) if checkpoint else make_tokenizer(settings.data.tokenizer, train_documents)
     stream = token_stream(train_documents, tokenizer)
     sequences = windows(stream, settings.data.seq_len)
     facts = _facts(train_documents, validation, len(sequences), processes)
@@ -129,7 +129,8 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     """So that a run can be resumed from anywhere."""
     data = settings.data
     files = tuple(name if name == "builtin" else os.path.abspath(name) for name in data.files)
-    tokenizer = data.tokenizer if data.tokenizer == "bytes" else os.path.abspath(data.tokenizer)
+    is_file = data.tokenizer != "bytes" and not learned_size(data.tokenizer)
+    tokenizer = os.path.abspath(data.tokenizer) if is_file else data.tokenizer
     return replace(settings, data=replace(data, files=files, tokenizer=tokenizer))
 
 

@@ -58,7 +58,7 @@ class DataSettings:
     """What is read, and how it becomes tokens."""
 
     files: tuple[str, ...] = _setting((), "files to train on, or 'builtin'", flag="--data")
-    tokenizer: str = _setting("bytes", "'bytes', or a tokenizers JSON file")
+    tokenizer: str = _setting("bytes", "'bytes', 'bpe:N' to learn N tokens, or a tokenizers JSON file")
     seq_len: int = _setting(512, "tokens per sequence")
     validation_fraction: float = _setting(0.1, "held out, from the end of the data")
     validation_bytes: int = _setting(500_000, "held out at most; 0: no limit", rare=True)

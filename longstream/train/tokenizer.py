@@ -6,6 +6,7 @@ Saved next to a model, both load with ``transformers.AutoTokenizer``.
 
 import json
 import logging
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -150,6 +151,22 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if model.get("vocab") == BYTE_VOCABULARY and not model.get("merges"):
         return ByteTokenizer()
     return JsonTokenizer(file)
+
+
+def make_tokenizer(setting: str, documents: Iterable[Document]) -> Tokenizer:
+    """The tokenizer that a setting names: "bytes", "bpe:N" (N tokens learned from ``documents``), or a JSON file."""
+    if setting == "bytes":
+        return ByteTokenizer()
+    if size := learned_size(setting):
+        with tempfile.TemporaryDirectory() as directory:
+            return train_bpe(documents, size, Path(directory) / "tokenizer.json")
+    return load_tokenizer(setting)
+
+
+def learned_size(setting: str) -> int:
+    """N of "bpe:N", or 0 for another setting."""
+    kind, _, size = setting.partition(":")
+    return int(size) if kind == "bpe" and size.isdecimal() else 0
 
 
 def train_bpe(documents: Iterable[Document], vocab_size: int, path: str | Path) -> JsonTokenizer:

@@ -119,5 +119,5 @@ def test_new_means_mostly_unseen():
 
 def test_python_without_documentation(monkeypatch, tmp_path):
     monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    with pytest.raises(FileNotFoundError, match="no pydoc_data/topics.py in .* give files of your own"):
+    with pytest.raises(FileNotFoundError, match=r"no pydoc_data/topics.py in .* give files of your own"):
         builtin_documents()

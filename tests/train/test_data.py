@@ -60,7 +60,7 @@ def test_unreadable_file_is_refused_by_name(tmp_path, monkeypatch):
         read_documents([tmp_path / "secret.txt"])
 
 
-@pytest.mark.parametrize("verified,level", [(True, "INFO"), (None, "INFO"), (False, "WARNING")])
+@pytest.mark.parametrize(("verified", "level"), [(True, "INFO"), (None, "INFO"), (False, "WARNING")])
 def test_builtin_corpus_says_whether_it_is_verified(monkeypatch, caplog, verified, level):
     monkeypatch.setattr(data_module, "builtin_documents", lambda: [Document("topic a", b"text")])
     monkeypatch.setattr(data_module, "verify", lambda documents: CorpusCheck(verified, "the note", 4, ""))
@@ -100,9 +100,9 @@ def test_split_of_bytes_that_are_no_text_is_exact():
 
 
 def test_split_refuses_an_empty_side():
-    with pytest.raises(ValueError, match="5 bytes with validation_fraction=0.05 leave nothing for validation"):
+    with pytest.raises(ValueError, match=r"5 bytes with validation_fraction=0\.05 leave nothing for validation"):
         split([Document("short", b"short")], 0.05)
-    with pytest.raises(ValueError, match="4 bytes with validation_fraction=0.5 leave nothing for training"):
+    with pytest.raises(ValueError, match=r"4 bytes with validation_fraction=0\.5 leave nothing for training"):
         split([Document("one character", "🙂".encode())], 0.5)
     for fraction in (0.0, 1.0, -1):
         with pytest.raises(ValueError, match="validation_fraction must be between 0 and 1"):
@@ -150,7 +150,8 @@ def test_bpe_round_trip(bpe):
     ids = bpe.encode_document(Document("text", TEXT.encode()))
     assert (ids.dtype, ids[0]) == (np.int32, bpe.boundary_id)
     assert bpe.decode(ids) == TEXT.encode()
-    assert bpe.vocab_size == 300 and len(bpe.encode(TEXT.encode())) < len(TEXT.encode())
+    assert bpe.vocab_size == 300
+    assert len(bpe.encode(TEXT.encode())) < len(TEXT.encode())
 
 
 def test_bpe_training_is_deterministic(bpe, tmp_path):
@@ -198,7 +199,7 @@ def test_json_files_that_will_not_do(tmp_path):
         load_tokenizer(tmp_path / "not.json")
     with pytest.raises(ValueError, match=r"other\.json: not a file of the tokenizers library"):
         load_tokenizer(tmp_path / "other.json")
-    with pytest.raises(FileNotFoundError, match="load_tokenizer: no file .*tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"load_tokenizer: no file .*tokenizer\.json"):
         load_tokenizer(tmp_path)
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     words.save(str(tmp_path / "words.json"))
@@ -234,7 +235,8 @@ def test_foreign_tokenizer_is_used_as_plain_text(tmp_path, caplog):
 def test_stream_and_bits_per_byte(bpe):
     documents = [Document("a", b"xy"), Document("b", b"z")]
     stream = token_stream(documents, ByteTokenizer())
-    assert stream.ids.tolist() == [256, 120, 121, 256, 122] and stream.num_bytes == 3
+    assert stream.ids.tolist() == [256, 120, 121, 256, 122]
+    assert stream.num_bytes == 3
     assert stream.bits_per_byte(math.log(257)) == pytest.approx(5 * math.log2(257) / 3)
     text = token_stream([Document("text", TEXT.encode())], bpe)
     assert text.num_bytes == len(TEXT.encode()) > len(text.ids)

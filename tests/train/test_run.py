@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from longstream.train.evaluate import evaluate_documents
 from longstream.train.run import build_model, read_data, train
 from longstream.train.rundir import RunDirectory, load_run, written_beside
 from longstream.train.sample import TextStreamer, sample_text
-from longstream.train.tokenizer import ByteTokenizer, train_bpe
+from longstream.train.tokenizer import ByteTokenizer, JsonTokenizer, train_bpe
 from longstream.train.trainer import Diverged
 from tests.train.runs import losses, metrics, small, write_text
 
@@ -138,6 +139,22 @@ def test_documents_learn_where_they_end(tmp_path: Path):
     assert losses(tmp_path / "run")[-1][1] < 0.2
     assert sample_text(model, tokenizer, b"", max_new_tokens=40, temperature=0) == b"letters"
     assert len(sample_text(model, tokenizer, b"", max_new_tokens=40, temperature=0, may_end=False)) == 40
+
+
+def test_a_tokenizer_learned_from_the_training_text(text: Path, tmp_path: Path):
+    settings = small(text, tokenizer="bpe:300", batch_size=2, steps=4, save_every=2)
+    train(settings, tmp_path / "run")
+    learned = tmp_path / "by_hand.json"
+    train_documents, _ = read_data(settings.data)
+    train_bpe(train_documents, 300, learned)
+    model, tokenizer = load_run(tmp_path / "run")
+    assert model.config.vocab_size == tokenizer.vocab_size == JsonTokenizer(learned).vocab_size
+    assert (
+        tokenizer.encode("the sea, über".encode()).tolist()
+        == JsonTokenizer(learned).encode("the sea, über".encode()).tolist()
+    )
+    train(replace(settings, train=replace(settings.train, steps=6)), tmp_path / "run", resume=True)
+    assert [step for step, _ in losses(tmp_path / "run")][-1] == 6
 
 
 def test_a_tokenizer_of_the_tokenizers_library(text: Path, tmp_path: Path):
