@@ -59,6 +59,8 @@ def assert_equivalent(
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     tolerance = TOLERANCES.get(dtype, 5e-2) if tolerance is None else tolerance
     make_input = make_input or _input_maker(module, dtype)
+    if not lengths:
+        raise ValueError("assert_equivalent: lengths must hold at least one length, got none")
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:

@@ -8,13 +8,38 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longstream.layers._padding import run_unpadded
-from longstream.layers.norm import make_norm
+from longstream.layers.norm import NORMS, make_norm
 from longstream.layers.short_conv import ShortConv
 from longstream.ops import LowerBound, forget_gate, gla
-from longstream.ops._check import check_shapes
+from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
 
 _QUERY_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 _VALUE_ACTIVATIONS = {"none": None, "silu": F.silu}
+
+
+def check_choices(
+    who: str,
+    expand_ratio: int,
+    query_activation: str,
+    value_activation: str,
+    norm: str,
+    norm_eps: float,
+    conv_size: int,
+) -> None:
+    """Refuse what `HGRN2` does not know; its configuration asks here too."""
+    choices = {
+        "query_activation": (query_activation, (*_QUERY_ACTIVATIONS,)),
+        "value_activation": (value_activation, (*_VALUE_ACTIVATIONS,)),
+        "norm": (norm, NORMS),
+    }
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{who}: {name} must be one of {known}, got {value!r}")
+    for name, value, least in (("expand_ratio", expand_ratio, 1), ("conv_size", conv_size, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{who}: {name} must be an integer >= {least}, got {value!r}")
+    if not isinstance(norm_eps, int | float) or not norm_eps >= 0:
+        raise ValueError(f"{who}: norm_eps must be a number >= 0, got {norm_eps!r}")
 
 
 class HGRN2State(NamedTuple):
@@ -70,18 +95,9 @@ class HGRN2(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        if not 1 <= expand_ratio <= hidden_size or hidden_size % expand_ratio:
+        check_choices("HGRN2", expand_ratio, query_activation, value_activation, norm, norm_eps, conv_size)
+        if hidden_size % expand_ratio:
             raise ValueError(f"HGRN2: expand_ratio must divide hidden_size {hidden_size}, got {expand_ratio}")
-        if query_activation not in _QUERY_ACTIVATIONS:
-            raise ValueError(
-                f"HGRN2: query_activation must be one of {[*_QUERY_ACTIVATIONS]}, got {query_activation!r}"
-            )
-        if value_activation not in _VALUE_ACTIVATIONS:
-            raise ValueError(
-                f"HGRN2: value_activation must be one of {[*_VALUE_ACTIVATIONS]}, got {value_activation!r}"
-            )
-        if conv_size < 0:
-            raise ValueError(f"HGRN2: conv_size must be >= 0, got {conv_size}")
         self.hidden_size, self.expand_ratio, self.num_heads = hidden_size, expand_ratio, hidden_size // expand_ratio
         self.query_scale, self.conv_size, self.backend = query_scale, conv_size, backend
         self.query_activation = _QUERY_ACTIVATIONS[query_activation]
@@ -130,9 +146,11 @@ class HGRN2(nn.Module):
             ValueError: shapes disagree, or mask and cu_seqlens are both given.
         """
         check_shapes("HGRN2", {"D": self.hidden_size}, x=(x, "B T D"))
+        check_like_weight("HGRN2", "x", x, self.q_proj.weight)
         if mask is not None:
-            return run_unpadded("HGRN2", self, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
-        rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+            return run_unpadded("HGRN2", self.forward, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
+        bounds = check_cu_seqlens("HGRN2", cu_seqlens, *x.shape[:2])
+        rows = x.shape[0] if bounds is None else len(bounds) - 1
         if state is None:
             state = self.init_state(rows, device=x.device, dtype=x.dtype)
         self._check_state(state, rows)
@@ -141,9 +159,9 @@ class HGRN2(nn.Module):
         conv = state.conv
         if self.conv_size:
             q_past, z_past, v_past = conv.chunk(3, dim=-1)
-            q, q_past = self.q_conv(q, q_past, cu_seqlens=cu_seqlens)
-            z, z_past = self.forget_conv(z, z_past, cu_seqlens=cu_seqlens)
-            v, v_past = self.v_conv(v, v_past, cu_seqlens=cu_seqlens)
+            q, q_past = self.q_conv(q, q_past, cu_seqlens=bounds)
+            z, z_past = self.forget_conv(z, z_past, cu_seqlens=bounds)
+            v, v_past = self.v_conv(v, v_past, cu_seqlens=bounds)
             conv = torch.cat([q_past, z_past, v_past], dim=-1)
         q = self.query_activation(q)
         if self.query_scale != 1:
@@ -151,7 +169,7 @@ class HGRN2(nn.Module):
         v = v if self.value_activation is None else self.value_activation(v)
         log_forget, k = forget_gate(z, lower_bound)
         q, k, v, log_forget = (u.unflatten(-1, (self.num_heads, self.expand_ratio)) for u in (q, k, v, log_forget))
-        o, S = gla(q, k, v, log_forget, state.S, cu_seqlens=cu_seqlens, backend=self.backend)
+        o, S = gla(q, k, v, log_forget, state.S, cu_seqlens=bounds, backend=self.backend)
         return self.out_proj(self.norm(o.flatten(-2))), HGRN2State(S, conv)
 
     def step(
@@ -168,5 +186,6 @@ class HGRN2(nn.Module):
         H, K = self.num_heads, self.expand_ratio
         expected = ((rows, H, K, K), (rows, max(self.conv_size - 1, 0), 3 * self.hidden_size))
         for name, tensor, shape in zip(HGRN2State._fields, state, expected, strict=True):
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"HGRN2: state.{name} must have shape {shape}, got {tuple(tensor.shape)}")
+            if not isinstance(tensor, Tensor) or tuple(tensor.shape) != shape:
+                got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise ValueError(f"HGRN2: state.{name} must have shape {shape}, got {got}")

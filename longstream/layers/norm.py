@@ -34,7 +34,7 @@ def make_norm(kind: str, hidden_size: int, eps: float) -> nn.Module:
         ValueError: another name.
     """
     if kind not in NORMS:
-        raise ValueError(f"norm must be one of {NORMS}, got {kind!r}")
+        raise ValueError(f"make_norm: kind must be one of {NORMS}, got {kind!r}")
     if kind == "layer":
         return nn.LayerNorm(hidden_size, eps=eps)
     return RMSNorm(hidden_size, eps, weight=kind == "rms")

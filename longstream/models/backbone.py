@@ -44,13 +44,14 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         """x (B, T, D) -> (B, T, D) and the mixer's state."""
         if mask is not None:
-            return run_unpadded("Block", self, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
+            return run_unpadded("Block", self.forward, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         x = x + y
         return x + self.mlp(self.mlp_norm(x)), state
 
     def step(self, x_t: Tensor, state: Any, *, lower_bound: LowerBound | Tensor | None = None) -> tuple[Tensor, Any]:
         """x_t (B, D) -> (B, D) and the mixer's state."""
+        check_shapes("Block.step", {"D": self.hidden_size}, x_t=(x_t, "B D"))
         y, state = self.forward(x_t[:, None], state, lower_bound=lower_bound)
         return y[:, 0], state
 
@@ -118,7 +119,7 @@ class Backbone(nn.Module):
         if mask is not None:
             collected: list[Tensor] | None = None if hidden_states is None else []
             kwargs = {"cu_seqlens": cu_seqlens, "run_block": run_block, "hidden_states": collected}
-            y, last = run_unpadded("Backbone", self, x, state, mask, **kwargs)
+            y, last = run_unpadded("Backbone", self.forward, x, state, mask, **kwargs)
             if hidden_states is not None and collected is not None:
                 hidden_states.extend(h if h.shape == y.shape else repad(h, mask) for h in collected)
             return y, last
@@ -135,8 +136,9 @@ class Backbone(nn.Module):
         for i, block in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
-            # Layer 0 has no bound under either sum, so it takes the shorter path.
-            limit = None if limits is None or i == 0 else limits.of_layer(i)
+            # Layer 0 has no bound under either sum and takes the shorter path, unless it is the only layer: sharded
+            # training wants every parameter in the graph.
+            limit = None if limits is None or (i == 0 and len(self.layers) > 1) else limits.of_layer(i)
             x, layer = run(block, x, before[i], cu_seqlens=bounds, lower_bound=limit)
             layers.append(layer)
         y = self.norm(x)
@@ -162,6 +164,8 @@ class Backbone(nn.Module):
                 "Backbone: the state belongs to another model: "
                 f"expected fingerprint {self.fingerprint}, got {state.fingerprint}"
             )
+        if len(state.layers) != len(self.layers):
+            raise ValueError(f"Backbone: state must have {len(self.layers)} layers, got {len(state.layers)}")
         if state.batch_size != rows:
             raise ValueError(f"Backbone: state must have {rows} rows, one for each sequence, got {state.batch_size}")
 
@@ -169,6 +173,7 @@ class Backbone(nn.Module):
 def fingerprint(config: ModelConfig) -> str:
     """A short hash of what decides a state's meaning; the vocabulary, the backend and the initialization do not."""
     mixer = {name: value for name, value in vars(config.mixer).items() if name != "backend"}
+    mixer |= {name: float(mixer[name]) for name in ("query_scale", "norm_eps")}  # 1 and 1.0 are one setting
     deciding = [type(config.mixer).__name__, sorted(mixer.items()), config.hidden_size, config.num_layers]
-    deciding += [config.mlp_size, config.norm_eps, config.lower_bound]
+    deciding += [config.mlp_size, float(config.norm_eps), config.lower_bound]
     return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]

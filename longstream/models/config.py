@@ -4,11 +4,16 @@ import math
 from dataclasses import asdict, dataclass
 
 from longstream.layers import HGRN2
+from longstream.layers.hgrn2 import check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
 class HGRN2Config:
-    """The arguments of `longstream.layers.HGRN2` except hidden_size, which lives in `ModelConfig`, once."""
+    """The arguments of `longstream.layers.HGRN2` except hidden_size, which lives in `ModelConfig`, once.
+
+    `longstream.hf.HGRN2Config` is another class: a whole model in flash-linear-attention's fields, whose query_scale is
+    expand_ratio ** -0.5 where this one's is 1.
+    """
 
     expand_ratio: int = 128
     query_activation: str = "silu"
@@ -20,6 +25,12 @@ class HGRN2Config:
     conv_size: int = 0
     conv_bias: bool = False
     backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        choices = (self.query_activation, self.value_activation, self.norm, self.norm_eps, self.conv_size)
+        check_choices("HGRN2Config", self.expand_ratio, *choices)
+        if not isinstance(self.query_scale, int | float):
+            raise ValueError(f"HGRN2Config: query_scale must be a number, got {self.query_scale!r}")
 
 
 MixerConfig = HGRN2Config  # a union, once there are more
@@ -44,8 +55,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "intermediate_size", "vocab_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"ModelConfig.{name} must be an integer >= 1, got {value!r}")
+        for name in ("hidden_ratio", "norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"ModelConfig.{name} must be a number > 0, got {value!r}")
         if type(self.mixer) not in MIXERS:
             names = [config.__name__ for config in MIXERS]
             raise TypeError(f"ModelConfig.mixer must be one of {names}, got {type(self.mixer).__name__}")

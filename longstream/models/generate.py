@@ -1,5 +1,6 @@
 """Writing with a language model: prefill once in parallel, then one step a token in constant memory."""
 
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -37,12 +38,13 @@ def stream(
     Raises:
         ValueError: an empty prompt, ids out of range, or an option out of its range.
     """
-    _check_options(prompts, max_new_tokens, temperature, top_k, top_p)
+    _check_options(max_new_tokens, temperature, top_k, top_p)
+    prompts = _as_ids(prompts)
     device = model.embeddings.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=device)
     for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.as_tensor(prompt)
+        ids[row, : len(prompt)] = torch.tensor(prompt)
     check_ids("generate", ids, model.vocab_size)
     base = int(torch.empty((), dtype=torch.int64).random_()) if seed is None else seed
     generators = [torch.Generator(device).manual_seed(hash((base, row)) % 2**63) for row in range(len(prompts))]
@@ -94,7 +96,9 @@ def _draw(
     """(B, vocabulary) -> (B,)."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits, order = (logits.float() / temperature).sort(dim=-1, descending=True)
+    # With the largest at 0 no temperature, however small, makes an infinity.
+    logits, order = logits.float().sort(dim=-1, descending=True)
+    logits = (logits - logits[:, :1]) / temperature
     probabilities = logits.softmax(-1)
     kept = torch.ones_like(probabilities, dtype=torch.bool)
     if top_k is not None:
@@ -107,14 +111,21 @@ def _draw(
     return order.gather(-1, torch.stack(drawn))[:, 0]
 
 
-def _check_options(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
-    if not prompts:
-        raise ValueError("generate: prompts must hold at least one prompt, got none")
+def _as_ids(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    rows = []
     for i, prompt in enumerate(prompts):
-        if not len(prompt):
+        try:
+            rows.append([operator.index(token) for token in prompt])
+        except TypeError:
+            raise ValueError(f"generate: prompts[{i}] must be a sequence of token ids, got {prompt!r}") from None
+        if not rows[i]:
             raise ValueError(f"generate: prompts[{i}] must have at least one token, got none")
+    if not rows:
+        raise ValueError("generate: prompts must hold at least one prompt, got none")
+    return rows
+
+
+def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
     if max_new_tokens < 0:
         raise ValueError(f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
     if not temperature >= 0:

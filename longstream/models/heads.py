@@ -56,11 +56,14 @@ class LanguageModel(nn.Module):
             ValueError: ids are not (B, T), or out of range; and what `Backbone.forward` raises.
         """
         check_ids("LanguageModel", ids, self.vocab_size)
-        y, last = self.backbone(self.embeddings(ids), state, mask=mask, cu_seqlens=cu_seqlens)
+        y, last = self.backbone(self.embeddings(ids.long()), state, mask=mask, cu_seqlens=cu_seqlens)
         return self.lm_head(y), last
 
     def step(self, ids_t: Tensor, state: State | None) -> tuple[Tensor, State]:
         """One token a row: ids_t (B,) -> logits (B, vocab_size) and the state after it."""
+        if not isinstance(ids_t, Tensor) or ids_t.dim() != 1:
+            got = tuple(ids_t.shape) if isinstance(ids_t, Tensor) else type(ids_t).__name__
+            raise ValueError(f"LanguageModel.step: ids_t must have shape (B,), got {got}")
         logits, last = self.forward(ids_t[:, None], state)
         return logits[:, 0], last
 

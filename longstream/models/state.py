@@ -65,6 +65,9 @@ class State:
     def select(self, indices: Tensor | list[int]) -> "State":
         """The rows ``indices``, in that order, repeats allowed."""
         rows = torch.as_tensor(indices, device=self.position.device)
+        if rows.dim() != 1 or rows.dtype == torch.bool or (len(rows) and rows.is_floating_point()):
+            raise ValueError(f"State.select: indices must be row numbers, got {indices!r}")
+        rows = rows.long()
         return self.with_tensors([tensor.index_select(0, rows) for tensor in self.tensors()])
 
     def repeat_interleave(self, n: int) -> "State":
@@ -85,11 +88,13 @@ class State:
         """Write a safetensors file: beside first, then renamed, so that no half-written file ever has the name.
 
         Raises:
-            FileExistsError: path exists and overwrite is False.
+            FileExistsError: path exists and overwrite is False.    FileNotFoundError: its directory does not.
         """
         from safetensors.torch import save_file
 
         path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"State.save: no directory {path.parent}")
         if path.exists() and not overwrite:
             raise FileExistsError(f"State.save: {path} exists; pass overwrite=True to replace it")
         named = {"position": self.position.contiguous()}
@@ -122,11 +127,11 @@ class State:
             with safe_open(path, framework="pt") as file:
                 about = file.metadata() or {}
                 if about.get("format") != "longstream.State":
-                    raise ValueError(f"State.load: {path} is a safetensors file, but not of a longstream State")
+                    raise ValueError("it is a safetensors file of something else")
                 layers = []
                 for i, name in enumerate(json.loads(about["layers"])):
                     cls = _LAYER_STATES[name]
                     layers.append(cls(*(file.get_tensor(f"layers.{i}.{field}") for field in cls._fields)))
                 return State(tuple(layers), file.get_tensor("position"), about["fingerprint"])
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"State.load: {path} is damaged or not a state file: {error}") from error
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"State.load: {path} is damaged or not the file of a longstream State: {error}") from error

@@ -1,6 +1,8 @@
 """Argument errors in one voice: who, which argument, expected, got."""
 
+import operator
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -42,13 +44,16 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor | Sequence[int] | None, batch: 
     """Return the boundaries of the packed sequences as a list of ints, or None when nothing is packed."""
     if cu_seqlens is None:
         return None
+    expected = f"{op}: cu_seqlens must be a 1-D integer tensor or a sequence of integers"
     if isinstance(cu_seqlens, Tensor):
         if cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
-            got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
-            raise ValueError(f"{op}: cu_seqlens must be a 1-D integer tensor, got {got}")
+            raise ValueError(f"{expected}, got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}")
         bounds = cu_seqlens.tolist()
     else:
-        bounds = [int(bound) for bound in cu_seqlens]
+        try:
+            bounds = [operator.index(bound) for bound in cu_seqlens]
+        except TypeError:
+            raise ValueError(f"{expected}, got {cu_seqlens!r}") from None
     if batch != 1:
         raise ValueError(f"{op}: cu_seqlens needs one packed row, batch size 1, got batch size {batch}")
     ordered = all(left <= right for left, right in pairwise(bounds))
@@ -57,8 +62,34 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor | Sequence[int] | None, batch: 
     return bounds
 
 
+def check_like_weight(who: str, name: str, x: Tensor, weight: Tensor) -> None:
+    """Refuse an input on another device than a layer's weights, or, outside autocast, of another dtype."""
+    if x.device != weight.device:
+        raise ValueError(f"{who}: {name} must be on {weight.device} like the weights, got {x.device}")
+    if x.dtype != weight.dtype and weight.is_floating_point() and not _autocasts(x.device):
+        raise TypeError(f"{who}: {name} must be {weight.dtype} like the weights, got {x.dtype}")
+
+
+def _autocasts(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def prepare_state(op: str, state: Tensor | None, like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The initial state of a call on ``like``: as given, after a look at its device, or zeros."""
+    if state is None:
+        return like.new_zeros(shape, dtype=dtype)
+    if state.device != like.device:
+        raise ValueError(f"{op}: initial_state must be on {like.device} like the inputs, got {state.device}")
+    return state
+
+
 def _shorten(values: list[int]) -> str:
     return str(values) if len(values) <= 12 else f"{values[:5]} ... {values[-5:]} ({len(values)} values)"
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast off, where the device has it: states and sums stay wide."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def wide(*tensors: Tensor | None) -> torch.dtype:

@@ -69,16 +69,19 @@ def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tu
     Raises:
         ValueError: the bound is not (D,).    TypeError: z is not floating point.
     """
-    if not z.is_floating_point():
-        raise TypeError(f"forget_gate: z must be floating point, got {z.dtype}")
+    D = check_shapes("forget_gate", z=(z.reshape(-1, z.shape[-1]) if isinstance(z, Tensor) and z.dim() else z, "N D"))
     dtype = wide(z)
     z = z.to(dtype)
     if lower_bound is None:
         return F.logsigmoid(z), torch.sigmoid(-z)
     if isinstance(lower_bound, Tensor):
         lower_bound = LowerBound(lower_bound, 1 - lower_bound)
-    D = {"D": z.shape[-1]}
-    check_shapes("forget_gate", D, lower_bound=(lower_bound.bound, "D"), complement=(lower_bound.complement, "D"))
+    elif not isinstance(lower_bound, LowerBound):
+        raise TypeError(f"forget_gate: lower_bound must be a LowerBound, a tensor or None, got {lower_bound!r}")
+    parts = {"lower_bound": (lower_bound.bound, "D"), "complement": (lower_bound.complement, "D")}
+    check_shapes("forget_gate", {"D": D["D"]}, **parts)
+    if lower_bound.bound.device != z.device:
+        raise ValueError(f"forget_gate: lower_bound must be on {z.device} like z, got {lower_bound.bound.device}")
     bound, complement = (x.to(wide(z, *lower_bound)) for x in lower_bound)
 
     input_gate = complement * torch.sigmoid(-z)
@@ -89,4 +92,6 @@ def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tu
     log_open = torch.log1p(-torch.where(is_open, input_gate, 0.0))
     log_closed = torch.where(is_open | underflows, 1.0, forget).log()
     log_tiny = torch.where(underflows, complement, 1.0).log() + F.logsigmoid(torch.where(underflows, z, 0.0))
+    has_bound = underflows & (bound > 0)
+    log_tiny = torch.where(has_bound, torch.logaddexp(log_tiny, torch.where(has_bound, bound, 1.0).log()), log_tiny)
     return torch.where(is_open, log_open, torch.where(underflows, log_tiny, log_closed)), input_gate

@@ -195,3 +195,72 @@ def test_half_precision_loses_no_more_than_the_loop(autocast: bool):
     assert all(t.dtype == torch.float32 for t in state.tensors()[:-1])
     assert_no_worse("logits", logits, expected, exact)
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_bounds_of_a_single_layer_are_in_the_graph():
+    """With a gradient of 0: what runs in several processes waits for every parameter."""
+    backbone = Backbone(changed(num_layers=1))
+    backbone(torch.randn(1, 4, 12))[0].square().sum().backward()
+    assert backbone.lower_bounds is not None
+    assert torch.equal(backbone.lower_bounds.grad, torch.zeros(1, 12))  # type: ignore[arg-type]
+
+
+def test_a_mask_does_not_run_hooks_twice():
+    backbone, calls = Backbone(CONFIG), []
+    for module in (backbone, *backbone.layers):
+        module.register_forward_hook(lambda module, *_: calls.append(module))
+    backbone(torch.randn(2, 4, 12), mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
+    assert len(calls) == 1 + CONFIG.num_layers
+
+
+def test_inputs_unlike_the_weights():
+    backbone = Backbone(CONFIG)
+    with pytest.raises(TypeError, match=r"HGRN2: x must be torch.float32 like the weights, got torch.float64"):
+        backbone.layers[0].mixer(torch.zeros(1, 2, 12, dtype=torch.float64))
+    with pytest.raises(ValueError, match="HGRN2: x must be on cpu like the weights, got meta"):
+        backbone.layers[0].mixer(torch.zeros(1, 2, 12, device="meta"))
+    for wrong in ([], [0, 1.5, 3], torch.tensor(3)):
+        with pytest.raises(ValueError, match="cu_seqlens must"):
+            backbone.layers[0].mixer(torch.zeros(1, 3, 12), cu_seqlens=wrong)
+
+
+def test_a_model_on_the_meta_device_has_shapes():
+    with torch.device("meta"):
+        model = LanguageModel(CONFIG)
+        logits, state = model(torch.zeros(2, 70, dtype=torch.long))
+    assert logits.shape == (2, 70, 11)
+    assert state.layers[0].S.shape == (2, 3, 4, 4)
+
+
+def test_ids_may_be_bytes():
+    model = LanguageModel(CONFIG)
+    ids = torch.tensor([[1, 2, 10]])
+    assert torch.equal(model(ids.to(torch.uint8))[0], model(ids)[0])
+    with pytest.raises(ValueError, match=r"LanguageModel.step: ids_t must have shape \(B,\), got \(1, 3\)"):
+        model.step(ids, None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"expand_ratio": 0},
+        {"expand_ratio": 2.0},
+        {"query_activation": "relu"},
+        {"value_activation": "relu"},
+        {"norm": "batch"},
+        {"norm_eps": -1},
+        {"conv_size": -1},
+        {"query_scale": "big"},
+    ],
+)
+def test_a_mixer_configuration_refuses(options: dict):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"HGRN2Config: {name} must be"):
+        HGRN2Config(**options)
+
+
+def test_one_number_has_one_fingerprint():
+    one = changed(mixer=HGRN2Config(expand_ratio=4, query_scale=1))
+    assert (
+        Backbone(one).fingerprint == Backbone(changed(mixer=HGRN2Config(expand_ratio=4, query_scale=1.0))).fingerprint
+    )

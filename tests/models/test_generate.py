@@ -109,3 +109,15 @@ def test_bad_input(model: LanguageModel, prompts: list[list[int]], options: dict
         generate(model, prompts, 3, **options)
     with pytest.raises(ValueError, match="max_new_tokens must be >= 0, got -1"):
         generate(model, [[1]], -1)
+
+
+def test_prompts_may_be_tensors_and_must_be_ids(model: LanguageModel):
+    ids = torch.tensor([[1, 2], [3, 4]])
+    assert generate(model, ids, 5, seed=0) == generate(model, ids.tolist(), 5, seed=0)  # type: ignore[arg-type]
+    for wrong in ([[1.7]], ["ab"], [1, 2]):
+        with pytest.raises(ValueError, match=r"prompts\[0\] must be a sequence of token ids"):
+            generate(model, wrong, 5)  # type: ignore[arg-type]
+
+
+def test_a_tiny_temperature_is_no_infinity(model: LanguageModel):
+    assert generate(model, PROMPTS, 5, temperature=1e-40) == generate(model, PROMPTS, 5, temperature=0)

@@ -98,11 +98,11 @@ def test_files_that_are_no_state(model: LanguageModel, tmp_path: Path):
     after(model).save(whole)
     cut = tmp_path / "cut"
     cut.write_bytes(whole.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="damaged or not a state file"):
+    with pytest.raises(ValueError, match="damaged or not the file of a longstream State"):
         State.load(cut)
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, other)
-    with pytest.raises(ValueError, match="not of a longstream State"):
+    with pytest.raises(ValueError, match="safetensors file of something else"):
         State.load(other)
 
 
@@ -131,3 +131,16 @@ def test_wrong_batch_and_wrong_type(model: LanguageModel):
 def test_a_model_in_bfloat16_keeps_a_float32_state(model: LanguageModel):
     state = after(model.bfloat16())
     assert all(t.dtype == torch.float32 for t in state.tensors()[:-1])
+
+
+def test_rows_are_selected_by_number(model: LanguageModel):
+    state = after(model)
+    assert state.select([]).batch_size == 0
+    for wrong in (torch.tensor([True, False]), [0.5], torch.tensor(1)):
+        with pytest.raises(ValueError, match="indices must be row numbers"):
+            state.select(wrong)  # type: ignore[arg-type]
+
+
+def test_a_missing_directory(model: LanguageModel, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        after(model).save(tmp_path / "missing" / "state.safetensors")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, autocast  # not `import torch`: in this package that name is the backend's module
+from torch import Tensor  # not `import torch`: in this package that name is the backend's module
 
-from longstream.ops._check import check_cu_seqlens, check_shapes, wide
+from longstream.ops._check import check_cu_seqlens, check_shapes, no_autocast, prepare_state, wide
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
 from longstream.ops.gla.reference import gla as _reference
 from longstream.ops.gla.torch import gla as _chunked
@@ -44,7 +44,8 @@ def gla(
         ValueError: shapes, devices or cu_seqlens disagree, or no such backend.    TypeError: not floating point.
         RuntimeError: the named backend cannot run here; the message says why.
     Notes: accumulates in float32 (float64 if an argument is). Differentiable in q, k, v, log_forget and initial_state,
-        through out and final_state; any T >= 0; O(B T H (K + V)) memory.
+        through out and final_state, once with "torch" and any number of times with "reference"; any T >= 0;
+        O(B T H (K + V)) memory. A value of inf or NaN spoils earlier outputs too with "torch", at most 63 tokens back.
     """
     sizes = check_shapes(
         "gla", q=(q, "B T H K"), k=(k, "B T H K"), v=(v, "B T H V"), log_forget=(log_forget, "B T H K")
@@ -53,10 +54,8 @@ def gla(
     N = sizes["B"] if bounds is None else len(bounds) - 1
     given = {"N": N, "H": sizes["H"], "K": sizes["K"], "V": sizes["V"]}
     check_shapes("gla", given, initial_state=(initial_state, "N H K V"))
-    if initial_state is None:
-        initial_state = q.new_zeros(N, sizes["H"], sizes["K"], sizes["V"], dtype=wide(q, k, v, log_forget))
-    elif initial_state.device != q.device:
-        raise ValueError(f"gla: initial_state must be on {q.device} like q, got {initial_state.device}")
+    dtype = wide(q, k, v, log_forget)
+    initial_state = prepare_state("gla", initial_state, q, (N, sizes["H"], sizes["K"], sizes["V"]), dtype)
     run = pick("gla", _BACKENDS, backend, q)
-    with autocast(q.device.type, enabled=False):  # the state and the sums stay wide
+    with no_autocast(q.device):
         return run(q, k, v, log_forget, initial_state, bounds)

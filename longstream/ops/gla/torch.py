@@ -14,14 +14,14 @@ The backward pass is written out: it walks the same levels, every gradient is a 
 divided by a gate), and of the forward pass it keeps the inputs and one state for each group of chunks.
 """
 
-import functools
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from longstream.ops._check import wide
+from longstream.ops._check import no_autocast, wide
 
 # Measured at T = 4096, K = V = 64 and 128: chunks of 32 and 128 tokens take 5 to 15 % longer, groups of a quarter or
 # four times the size (elements of q; with what is made of them they should fit the second-level cache) 10 to 30 %.
@@ -34,57 +34,64 @@ def gla(
 ) -> tuple[Tensor, Tensor]:
     """See `longstream.ops.gla`; ``bounds`` are the checked cu_seqlens."""
     dtype = wide(q, k, v, log_forget, initial_state)
-    B, T, H, K = q.shape
+    B, T = q.shape[:2]
     if bounds is None and T == 1:  # a decoding step: the equation itself
         S = log_forget[:, 0, :, :, None].to(dtype).exp() * initial_state.to(dtype)
         S = S + k[:, 0, :, :, None].to(dtype) * v[:, 0, :, None, :].to(dtype)
         return (q[:, 0, :, None, :].to(dtype) @ S).transpose(1, 2).to(v.dtype), S
-    lengths = (T,) * B if bounds is None else tuple(b - a for a, b in pairwise(bounds))
-    # Dynamo cannot trace a cache, and needs none: the plan becomes a constant of its graph.
-    plan = (_plan.__wrapped__ if torch.compiler.is_compiling() else _plan)(lengths, H, K)
-    order = torch.tensor(plan.order, device=q.device)
-    rows = plan.rows.to(q.device)
-    out, last = _ChunkedGLA.apply(q, k, v, log_forget, initial_state.to(dtype)[order], rows, plan)
+    lengths = [T] * B if bounds is None else [right - left for left, right in pairwise(bounds)]
+    order, groups = _plan(lengths, q.shape[2:], v.shape[3], q.device)
+    inputs = (q, k, v, log_forget, initial_state.to(dtype)[order])
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    out, last = _ChunkedGLA.apply(*inputs, groups, keep)
     return out, torch.empty_like(last).index_copy(0, order, last)
 
 
-class _Plan(NamedTuple):
-    """Which tokens stand where.
+class _Group(NamedTuple):
+    """Some steps of the recurrence over chunks that are worked on together.
 
     Sequences are sorted, longest first, and cut into chunks. The chunks j of all sequences that have one stand together
-    (step j), so that one step of the recurrence over chunks is one slice.
+    (step j), so that a step is one slice.
     """
 
-    order: tuple[int, ...]  # order[n]: index of the n-th longest sequence
-    counts: tuple[int, ...]  # counts[j]: how many sequences have a chunk j
-    groups: tuple[tuple[int, int], ...]  # steps [j0, j1) that are worked on together
-    rows: Tensor  # (chunks, H, C) row of each token in a (B*T*H, .) matrix; pads point at the row after the last
-    pads: bool  # whether there are any
+    counts: tuple[int, ...]  # how many sequences take part in each step
+    tokens: Tensor  # (chunks, C) which of the B * T tokens stands where; a pad is one past the last
+    total: int  # B * T
+    pads: bool  # whether there are any in the call
 
 
-@functools.lru_cache(maxsize=16)
-def _plan(lengths: tuple[int, ...], H: int, K: int) -> _Plan:
-    order = tuple(sorted(range(len(lengths)), key=lambda n: -lengths[n]))
+def _plan(lengths: list[int], heads: tuple[int, ...], V: int, device: torch.device) -> tuple[Tensor, list[_Group]]:
+    """The order of the sequences, longest first, and the groups, first to last."""
+    (H, K), total = heads, sum(lengths)
+    order = sorted(range(len(lengths)), key=lambda n: -lengths[n])
     longest = lengths[order[0]] if order else 0
     C = min(CHUNK, 1 << max(longest - 1, 0).bit_length())
-    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
-    total = sum(lengths)
-    tokens, counts = [], []
+    counts, active = [], len(order)
     for j in range(-(-longest // C)):
-        active = torch.tensor([n for n in order if lengths[n] > j * C])
-        position = j * C + torch.arange(C)
-        token = starts[active][:, None] + position
-        tokens.append(torch.where(position < torch.tensor(lengths)[active][:, None], token, total))
-        counts.append(len(active))
-    token = torch.cat(tokens) if tokens else torch.empty(0, C, dtype=torch.long)  # (chunks, C)
-    rows = (token[:, None, :] * H + torch.arange(H)[:, None]).clamp_(max=total * H)  # (chunks, H, C)
-    groups, first, size = [], 0, 0
+        while lengths[order[active - 1]] <= j * C:
+            active -= 1
+        counts.append(active)
+
+    def ints(values: Iterable[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.long, device=device)
+
+    step = torch.arange(len(counts), device=device).repeat_interleave(ints(counts), output_size=sum(counts))
+    sequence = torch.arange(sum(counts), device=device) - ints(accumulate(counts, initial=0))[step]
+    position = step[:, None] * C + torch.arange(C, device=device)  # (chunks, C), in its sequence
+    starts = list(accumulate(lengths, initial=0))
+    token = ints(starts[n] for n in order)[sequence, None] + position
+    tokens = torch.where(position < ints(lengths[n] for n in order)[sequence, None], token, total)
+
+    # A group keeps one state, K * V numbers, for the backward pass: few beside its tokens, K + V numbers each.
+    groups, first, begin, at = [], 0, 0, 0
     for j, count in enumerate(counts):
-        size += count * H * C * K
-        if size >= GROUP_ELEMENTS or j + 1 == len(counts):
-            groups.append((first, j + 1))
-            first, size = j + 1, 0
-    return _Plan(order, tuple(counts), tuple(groups), rows, pads=rows.shape[0] * C > total)
+        at += count
+        enough = (at - begin) * H * C * K >= GROUP_ELEMENTS and (j + 1 - first) * C * (K + V) >= K * V
+        if enough or j + 1 == len(counts):
+            pads = sum(counts) * C > total
+            groups.append(_Group(tuple(counts[first : j + 1]), tokens[begin:at], total, pads))
+            first, begin = j + 1, at
+    return ints(order), groups
 
 
 class _Levels(NamedTuple):
@@ -126,25 +133,38 @@ def _blocks(scores: Tensor, m: int) -> Tensor:
     return view.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
-def _take(x: Tensor, group: "_Group", dtype: torch.dtype) -> Tensor:
+def _rows(group: _Group, H: int) -> Tensor:
+    """(chunks * H * C,) row of each place of a group in a (B * T * H, .) matrix; pads are past the last."""
+    rows = group.tokens[:, None, :] * H + torch.arange(H, device=group.tokens.device)[:, None]
+    return rows.clamp_(max=group.total * H).flatten()
+
+
+def _take(x: Tensor, rows: Tensor, group: _Group, dtype: torch.dtype) -> Tensor:
     """Gather (chunks * H, C, .) from x (B, T, H, .); pads are 0."""
-    M, H, C = group.rows.shape
-    flat = x.reshape(-1, x.shape[-1])
-    index = group.rows.reshape(-1)
-    if not group.pads:
-        return flat.index_select(0, index).to(dtype).view(M * H, C, -1)
-    taken = flat.index_select(0, index.clamp(max=len(flat) - 1)).to(dtype)
-    return taken.masked_fill_((index == len(flat))[:, None], 0).view(M * H, C, -1)
+    flat = x.reshape(group.total * x.shape[2], x.shape[3])
+    if group.pads:
+        taken = flat.index_select(0, rows.clamp(max=len(flat) - 1)).to(dtype)
+        taken.masked_fill_((rows == len(flat))[:, None], 0)
+    else:
+        taken = flat.index_select(0, rows).to(dtype)
+    return taken.view(group.tokens.shape[0] * x.shape[2], group.tokens.shape[1], x.shape[3])
 
 
-def _put(parts: Tensor, group: "_Group", into: Tensor) -> None:
-    """The reverse of `_take`, into a matrix with one more row, which takes the pads."""
-    into.index_copy_(0, group.rows.reshape(-1), parts.view(-1, parts.shape[-1]).to(into.dtype))
+def _matrix(x: Tensor, groups: list[_Group]) -> Tensor:
+    """A new matrix for `_put` of something shaped like x (B, T, H, .); if there are pads, one more row takes them."""
+    pads = any(group.pads for group in groups)
+    return x.new_empty(x.shape[0] * x.shape[1] * x.shape[2] + pads, x.shape[3])
 
 
-def _matrix(x: Tensor) -> Tensor:
-    """A new matrix for `_put` of something shaped like x (B, T, H, .)."""
-    return x.new_empty(x[..., 0].numel() + 1, x.shape[-1])
+def _put(parts: Tensor, rows: Tensor, into: Tensor) -> None:
+    """The reverse of `_take`."""
+    into.index_copy_(0, rows, parts.view(len(rows), into.shape[1]).to(into.dtype))
+
+
+def _like(matrix: Tensor, x: Tensor) -> Tensor:
+    """The matrix of `_put` in the shape of x, and no view: users may change what an autograd function returns."""
+    rows = x.shape[0] * x.shape[1] * x.shape[2]
+    return torch.ops.aten._unsafe_view(matrix if len(matrix) == rows else matrix[:rows].clone(), x.shape)
 
 
 class _ChunkedGLA(torch.autograd.Function):
@@ -156,52 +176,40 @@ class _ChunkedGLA(torch.autograd.Function):
         v: Tensor,
         log_forget: Tensor,
         initial_state: Tensor,
-        rows: Tensor,
-        plan: _Plan,
+        groups: list[_Group],
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype = initial_state.dtype
         state = initial_state.clone()  # (N, H, K, V), longest sequence first
-        out, boundaries = _matrix(v), []
-        for group in _walk(plan, rows):
-            boundaries.append(state[: group.counts[0]].clone())
-            q_, k_, v_, forget = _inputs(q, k, v, log_forget, group, dtype)
+        out, boundaries = _matrix(v, groups), []
+        for group in groups:
+            if keep:
+                boundaries.append(state[: group.counts[0]].clone())
+            rows = _rows(group, q.shape[2])
+            q_, k_, v_, forget = _inputs(q, k, v, log_forget, rows, group, initial_state.dtype)
             levels = _halve(q_, k_, forget, keep=False)
             starts = _states(levels, v_, state, group.counts)
-            _put(torch.baddbmm(levels.scores @ v_, levels.q, starts), group, out)
-        ctx.save_for_backward(q, k, v, log_forget, rows, *boundaries)
-        ctx.plan = plan
-        return out[:-1].view(v.shape), state
+            _put(torch.baddbmm(levels.scores @ v_, levels.q, starts), rows, out)
+        ctx.save_for_backward(q, k, v, log_forget, *boundaries, *(group.tokens for group in groups))
+        ctx.groups = [group._replace(tokens=group.tokens.new_empty(0)) for group in groups]
+        return _like(out, v), state
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, log_forget, rows, *boundaries = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
-            gradients = _backward((q, k, v, log_forget), _walk(ctx.plan, rows), boundaries, *cotangents)
+        if torch.is_grad_enabled():
+            raise RuntimeError("gla: backend 'torch' has first derivatives only; use backend='reference' for more")
+        q, k, v, log_forget, *rest = ctx.saved_tensors
+        boundaries, tokens = rest[: len(ctx.groups)], rest[len(ctx.groups) :]
+        groups = [group._replace(tokens=t) for group, t in zip(ctx.groups, tokens, strict=True)]
+        with no_autocast(q.device):
+            gradients = _backward((q, k, v, log_forget), groups, boundaries, *cotangents)
         return *gradients, None, None
 
 
-class _Group(NamedTuple):
-    counts: tuple[int, ...]
-    rows: Tensor
-    pads: bool
-
-
-def _walk(plan: _Plan, rows: Tensor) -> list[_Group]:
-    """The groups of the plan, first to last."""
-    groups, start = [], 0
-    for j0, j1 in plan.groups:
-        counts = plan.counts[j0:j1]
-        groups.append(_Group(counts, rows[start : start + sum(counts)], plan.pads))
-        start += sum(counts)
-    return groups
-
-
 def _inputs(
-    q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor, group: _Group, dtype: torch.dtype
+    q: Tensor, k: Tensor, v: Tensor, log_forget: Tensor, rows: Tensor, group: _Group, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v and forget of a group, (chunks * H, C, .) each; on a pad q, k and v are 0 and forget is 1."""
-    q, k, v, log_forget = (_take(x, group, dtype) for x in (q, k, v, log_forget))
+    q, k, v, log_forget = (_take(x, rows, group, dtype) for x in (q, k, v, log_forget))
     return q, k, v, log_forget.exp_()
 
 
@@ -231,13 +239,14 @@ def _backward(
     """Gradients of q, k, v, log_forget and initial_state."""
     dtype = dlast.dtype
     H, K, V = dlast.shape[1:]
-    grads = [_matrix(x) for x in inputs]
+    grads = [_matrix(x, groups) for x in inputs]
     dstate = dlast.clone()
     for group, boundary in zip(reversed(groups), reversed(boundaries), strict=True):
-        q, k, v, forget = _inputs(*inputs, group, dtype)
+        rows = _rows(group, H)
+        q, k, v, forget = _inputs(*inputs, rows, group, dtype)
         levels = _halve(q, k, forget, keep=True)
         starts = _states(levels, v, boundary.clone(), group.counts)
-        do = _take(dout, group, dtype)
+        do = _take(dout, rows, group, dtype)
 
         # The recurrence over chunks, backwards: dends is the gradient of the state at each chunk's end.
         through_out = levels.q.transpose(1, 2) @ do
@@ -261,8 +270,8 @@ def _backward(
         dq.mul_(forget).addcmul_(diagonal, k)
         dk.addcmul_(diagonal, q)
         for grad, part in zip(grads, (dq, dk, dv, dforget.mul_(forget)), strict=True):
-            _put(part, group, grad)
-    return *(grad[:-1].view(x.shape) for grad, x in zip(grads, inputs, strict=True)), dstate
+            _put(part, rows, grad)
+    return *(_like(grad, x) for grad, x in zip(grads, inputs, strict=True)), dstate
 
 
 def _halve_backward(levels: _Levels, dq: Tensor, dk: Tensor, dtotal: Tensor, dscores: Tensor) -> Tensor:

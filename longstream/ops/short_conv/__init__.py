@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, autocast  # not `import torch`: in this package that name is the backend's module
+from torch import Tensor  # not `import torch`: in this package that name is the backend's module
 
-from longstream.ops._check import check_cu_seqlens, check_shapes, wide
+from longstream.ops._check import check_cu_seqlens, check_shapes, no_autocast, prepare_state, wide
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
 from longstream.ops.short_conv.reference import short_conv as _reference
 from longstream.ops.short_conv.torch import short_conv as _shifted
@@ -55,10 +55,7 @@ def short_conv(
     bounds = check_cu_seqlens("short_conv", cu_seqlens, sizes["B"], sizes["T"])
     state_sizes = {"N": sizes["B"] if bounds is None else len(bounds) - 1, "W-1": sizes["W"] - 1, "D": sizes["D"]}
     check_shapes("short_conv", state_sizes, initial_state=(initial_state, "N W-1 D"))
-    if initial_state is None:
-        initial_state = x.new_zeros(*state_sizes.values(), dtype=wide(x, weight))
-    elif initial_state.device != x.device:
-        raise ValueError(f"short_conv: initial_state must be on {x.device} like x, got {initial_state.device}")
+    initial_state = prepare_state("short_conv", initial_state, x, tuple(state_sizes.values()), wide(x, weight))
     run = pick("short_conv", _BACKENDS, backend, x)
-    with autocast(x.device.type, enabled=False):
+    with no_autocast(x.device):
         return run(x, weight, bias, initial_state, activation, bounds)
