@@ -15,7 +15,7 @@ help:  ## list the targets
 demo: venv  ## train a small model on real text, measure it, write text with it
 	$(BIN)/longstream train --data builtin --preset demo --out runs/demo --overwrite
 	$(BIN)/longstream evaluate runs/demo
-	$(BIN)/longstream generate runs/demo --prompt "The " --max-new-tokens 500
+	$(BIN)/longstream generate runs/demo --prompt "The " --max-new-tokens 500 --no-end --seed 0
 	@echo "The model, its curves and its settings lie in runs/demo."
 
 test: venv  ## run every test; TESTFLAGS="-m 'not slow' -x" passes flags to pytest

@@ -2,6 +2,8 @@
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 training diverged; 2 what was asked for cannot be
 done, and one line says why (a traceback, where LONGSTREAM_TRACEBACK is set); 128 + n ended by signal n (130 is Ctrl-C).
+
+All commands stand in this one file, a little over the usual length, because they share their flags and their errors.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from longstream.train.flags import add_setting_flags, given, unknown_option
-from longstream.train.settings import PRESETS, Settings, build_settings, flatten, read_toml
+from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_settings, flatten, read_toml
 
 COMMANDS = {
     "train": "train a language model on files",
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character, nor a file's name be text
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     logging.getLogger("longstream").setLevel(logging.INFO if first else logging.WARNING)
@@ -162,16 +166,22 @@ def _run(settings: Settings, path: Path, args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+def _set_threads(threads: int) -> None:
     import torch
 
+    if not 0 <= threads <= MOST_THREADS:
+        raise ValueError(f"--threads must be between 1 and {MOST_THREADS}, or 0 for torch's choice, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     from longstream.train.data import read_documents, reference_compressors
     from longstream.train.evaluate import evaluate_documents
-    from longstream.train.run import read_data
+    from longstream.train.run import data_digest, read_data
     from longstream.train.rundir import RunDirectory, load_run, write_text
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    _set_threads(args.threads)
     model, tokenizer = load_run(args.model)
     run = RunDirectory(args.model)
     if args.data:
@@ -182,7 +192,13 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
         data = run.read_settings().data
         if not data.validation_fraction:
             raise ValueError(f"{run.path} held nothing out; give --data FILE...")
-        documents, what = read_data(data)[1], f"held out from {', '.join(data.files)}"
+        trained, documents = read_data(data)
+        what = f"held out from {', '.join(data.files)}"
+        if data_digest(trained, documents) != run.read_data()["sha256"]:
+            raise ValueError(
+                f"{run.path}: the data have changed since this run began, and what is held out now may be what it was"
+                " trained on; give --data FILE..."
+            )
     started = time.monotonic()
     found = evaluate_documents(model, tokenizer, documents)
     seconds = time.monotonic() - started
@@ -202,7 +218,8 @@ def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     print(f"{'this model':<12}{found.bits_per_byte:>13.4f}   {found.perplexity:>20.4f}")
     for name, label in {"xz": "xz -9", "bz2": "bz2 -9"}.items():
         print(f"{label:<12}{compressors[name]:>13.4f}")
-    write_text(run.evaluation, json.dumps(rows, indent=2) + "\n")
+    if not args.data:  # the run's own figure, which no other may stand in for
+        write_text(run.evaluation, json.dumps(rows, indent=2) + "\n")
     return 0
 
 
@@ -216,10 +233,7 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
+    _set_threads(args.threads)
     model, tokenizer = load_run(args.model)
     prompt = os.fsencode(args.prompt)  # the bytes that were typed, whatever the locale made of them
     write(prompt.decode("utf-8", "replace"))
@@ -263,8 +277,10 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
     )
     print(f"{torch.get_num_threads()} threads on {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}")
     for name in ops.op_names():
-        for backend, why_not in ops.available_backends(name).items():
-            print(f"{name:<12}{backend:<12}{'can run here' if why_not is None else why_not}")
+        backends = ops.available_backends(name)  # in order of preference
+        used = next((backend for backend, why_not in backends.items() if why_not is None), None)
+        for backend, why_not in backends.items():
+            print(f"{name:<12}{backend:<12}{'used' if backend == used else why_not or 'available'}")
     if args.model is not None:
         _describe(args.model)
     return 0

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from longstream import ops
 from longstream.cli import main
+from longstream.train import rundir
 from longstream.train.rundir import load_run
 from longstream.train.settings import DataSettings, ModelSettings, TrainSettings, read_toml
 from tests.train.runs import flags, small, write_text
@@ -71,16 +73,43 @@ def test_evaluate_beside_xz_and_bz2(run: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_evaluate_other_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Bytes of any kind; the figure is that of one forward pass."""
+    """Bytes of any kind; the figure is that of one forward pass, and it is only shown."""
     data = bytes(range(256))
     (tmp_path / "data.bin").write_bytes(data)
     copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "evaluation.json").write_text("of what was held out")
+    checkpoint = copy / "checkpoints" / "checkpoint-6"
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert main(["evaluate", str(checkpoint), "--data", str(tmp_path / "data.bin")]) == 0
+    from_checkpoint = capsys.readouterr().out.splitlines()
     assert main(["evaluate", str(copy), "--data", str(tmp_path / "data.bin")]) == 0
-    assert "data.bin: 256 bytes, 257 tokens" in capsys.readouterr().out
+    shown = capsys.readouterr().out.splitlines()
+    assert "data.bin: 256 bytes, 257 tokens" in shown[0]
+    assert shown[1:] == from_checkpoint[1:]
     ids = torch.tensor([[256, *data, 256]])
     log_p = load_run(run).model(ids[:, :-1]).logits.log_softmax(-1)
     bits = -log_p.gather(-1, ids[:, 1:, None]).sum().item() / math.log(2) / 256
-    assert json.loads((copy / "evaluation.json").read_text())["bits_per_byte"] == pytest.approx(bits, rel=1e-6)
+    assert float(shown[2].split()[2]) == pytest.approx(bits, abs=1e-4)
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+def test_evaluate_refuses_data_that_have_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Held out is the end of the data: with more behind it, what was trained on would be taken for it."""
+    text, copy = write_text(tmp_path / "text.txt"), str(tmp_path / "run")
+    assert main(["train", *flags(small(text, steps=1, eval_every=0)), "--out", copy]) == 0
+    data = text.read_bytes()
+    for changed in (data[:-500], data.replace(b"sea", b"SEA", 1), data[::-1]):
+        text.write_bytes(changed)
+        message = fails(capsys, "evaluate", copy)
+        assert "the data have changed since this run began" in message
+        assert "give --data" in message
+    assert main(["evaluate", copy, "--data", str(text)]) == 0
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    text.write_bytes(data)
+    (tmp_path / "run" / "data.json").write_text("{}")
+    assert "data.json is damaged" in fails(capsys, "evaluate", copy)
+    (tmp_path / "run" / "data.json").unlink()
+    assert "data.json is missing" in fails(capsys, "evaluate", copy)
 
 
 def test_generate_streams_the_prompt_and_more(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -100,7 +129,7 @@ def test_generate_streams_the_prompt_and_more(run: Path, capsys: pytest.CaptureF
 def test_info(run: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
-    for word in ("longstream", torch.__version__, "transformers", "threads", "gla", "reference", "can run here"):
+    for word in ("longstream", torch.__version__, "transformers", "threads"):
         assert word in shown
     assert main(["info", str(run)]) == 0
     shown = capsys.readouterr().out
@@ -111,6 +140,27 @@ def test_info(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "hidden_size=16" in shown
     assert "train.steps=6" in shown
     assert "bits_per_byte=" in shown
+
+
+def test_info_tells_which_backend_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The first that can run here, in order of preference."""
+
+    def rows() -> dict[str, dict[str, str]]:
+        assert main(["info"]) == 0
+        found: dict[str, dict[str, str]] = {name: {} for name in ops.op_names()}
+        for line in capsys.readouterr().out.splitlines():
+            if line.partition(" ")[0] in found:
+                op, backend, what = line.split(maxsplit=2)
+                found[op][backend] = what
+        return found
+
+    for op, backends in rows().items():
+        able = [backend for backend, why_not in ops.available_backends(op).items() if why_not is None]
+        assert [backend for backend, what in backends.items() if what == "used"] == able[:1]
+    answers = {"fast": "needs CUDA tensors, got cpu", "plain": None, "slow": None}
+    monkeypatch.setattr(ops, "available_backends", lambda op: answers)
+    expected = {"fast": "needs CUDA tensors, got cpu", "plain": "used", "slow": "available"}
+    assert rows() == dict.fromkeys(ops.op_names(), expected)
 
 
 def test_resume_of_a_finished_run_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
@@ -133,6 +183,52 @@ def test_a_run_is_not_overwritten_unless_asked(run: Path, tmp_path: Path, capsys
     assert main(["train", *settings, "--out", str(copy), "--overwrite"]) == 0
     assert [path.name for path in (copy / "checkpoints").iterdir()] == ["checkpoint-1"]
     assert (copy / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("breaks", ["name", "prompt", "arguments", "trainer"])
+def test_what_cannot_begin_does_not_cost_the_run_that_is_there(
+    run: Path, tmp_path: Path, breaks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    copy, new = shutil.copytree(run, tmp_path / "run"), tmp_path / "new"
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    words, message = [], "this machine cannot"
+    bad = os.fsdecode(b"bad\xff.txt")
+    if breaks == "name":
+        words, message = ["--data", bad], "data.files must be UTF-8 text"
+    elif breaks == "prompt":
+        words, message = [f"train.sample_prompt={bad}"], "train.sample_prompt must be UTF-8 text"
+    else:
+        broken = (
+            "transformers.Trainer.add_callback" if breaks == "trainer" else "longstream.train.run.TrainingArguments"
+        )
+
+        def refuse(*args: object, **kwargs: object):
+            raise ValueError(message)
+
+        monkeypatch.setattr(broken, refuse)
+    settings = [*flags(small(run.parent / "text.txt", steps=1)), *words]
+    assert message in fails(capsys, "train", *settings, "--out", str(copy), "--overwrite")
+    assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    assert message in fails(capsys, "train", *settings, "--out", str(new))
+    monkeypatch.undo()
+    good = flags(small(run.parent / "text.txt", steps=1))
+    assert main(["train", *good, "--out", str(new)]) == 0  # nothing was left behind that stands in the way
+    assert main(["train", *good, "--out", str(copy), "--overwrite"]) == 0
+
+
+def test_an_overwrite_cut_short_leaves_a_run_without_checkpoints(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    copy = shutil.copytree(run, tmp_path / "run")
+    settings = flags(small(run.parent / "text.txt", steps=1, seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "write_text", lambda path, text: main([]))  # SystemExit, as good as a kill
+        with pytest.raises(SystemExit):
+            main(["train", *settings, "--out", str(copy), "--overwrite"])
+    assert "no checkpoint has been saved yet; start again with --overwrite" in fails(
+        capsys, "train", "--resume", str(copy)
+    )
+    assert main(["train", *settings, "--out", str(copy), "--overwrite"]) == 0
 
 
 def test_a_folder_of_something_else_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -177,6 +273,9 @@ def test_any_bytes_are_data(tmp_path: Path):
         (["train", "--steps", "many"], "train.steps must be an integer, got 'many'"),
         (["train", "--learning-rate", "-1"], "TrainSettings.learning_rate must be finite and > 0, got -1.0"),
         (["train", "--schedule", "linear"], "train.schedule must be one of cosine, wsd, got 'linear'"),
+        (["train", "--threads", "-1"], "TrainSettings.threads must be between 0 and 1024, got -1"),
+        (["train", "--threads", "100000"], "TrainSettings.threads must be between 0 and 1024, got 100000"),
+        (["train", "--seed", "4294967296"], "TrainSettings.seed must be between 0 and 2**32 - 1, got 4294967296"),
         (["train", "--hidden-size", "10"], "expand_ratio must be a divisor of hidden_size=10, got 64"),
         (["train", "--preset", "huge"], "invalid choice: 'huge'"),
         (["train", "--config", "no.toml"], "no.toml"),
@@ -194,7 +293,26 @@ def test_bad_words(words: list[str], message: str, capsys: pytest.CaptureFixture
 
 def test_bad_numbers_for_generate(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "max_new_tokens must be >= 1, got 0" in fails(capsys, "generate", str(run), "--max-new-tokens", "0")
-    assert "top_p in (0, 1]" in fails(capsys, "generate", str(run), "--top-p", "2")
+    assert "top_p must be in (0, 1], got 2.0" in fails(capsys, "generate", str(run), "--top-p", "2")
+    assert "top_k must be >= 0, got -1" in fails(capsys, "generate", str(run), "--top-k", "-1")
+    assert "seed must fit 64 bits" in fails(capsys, "generate", str(run), "--seed", str(2**64))
+    for temperature in ("nan", "inf", "-1", "1e-40", "9e-4", "1e300"):
+        message = fails(capsys, "generate", str(run), f"--temperature={temperature}")
+        assert "temperature must be 0 (greedy) or between 0.001 and 1000, got" in message
+
+
+@pytest.mark.parametrize("temperature", ["0.001", "1000"])
+def test_the_ends_of_the_temperature_scale_work(run: Path, temperature: str):
+    assert main(["generate", str(run), "--temperature", temperature, "--no-end", "--max-new-tokens", "5"]) == 0
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate"])
+@pytest.mark.parametrize("threads", ["-1", "1025", "100000"])
+def test_bad_numbers_of_threads(run: Path, command: str, threads: str, capsys: pytest.CaptureFixture[str]):
+    before = torch.get_num_threads()
+    message = fails(capsys, command, str(run), f"--threads={threads}")
+    assert f"--threads must be between 1 and 1024, or 0 for torch's choice, got {threads}" in message
+    assert torch.get_num_threads() == before
 
 
 def damaged(run: Path, folder: Path, kind: str) -> Path:

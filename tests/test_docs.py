@@ -19,6 +19,7 @@ SKIPPED_FOLDERS = {".git", ".venv", "runs", "build", "dist", "__pycache__", ".py
 
 # Written so that no pattern matches itself.
 FORBIDDEN = {
+    "a figure that is still to come": re.compile(r"^(RESULT[S]|FIGUR[E]|TB[D])$", re.MULTILINE),
     "a path of one machine": re.compile(r"(?<![\w./-])/(wor[k]|far[m]|roo[t]|hom[e]|tm[p]/w)(/|\b)"),
     "the host of a package registry": re.compile(
         r"pyp[i]\.org|pythonhoste[d]\.org|download\.pytorc[h]\.org|registry\.npmj[s]|anacond[a]\.org|debia[n]\.org"

@@ -106,6 +106,9 @@ class RunLog(TrainerCallback):
     """Writes metrics.jsonl, TensorBoard events, the loss plot and the samples. For the first process only."""
 
     def __init__(self, run: RunDirectory, clock: RunClock, stream: TokenStream, trainer: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.open_writer = SummaryWriter  # imported before a run is begun, where it may be missing
         self.run, self.clock, self.stream, self.trainer = run, clock, stream, trainer
         self.latest: dict[str, float] = {}  # of training
         self.writer: Any = None
@@ -114,10 +117,8 @@ class RunLog(TrainerCallback):
         self._tokens_logged = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.run.rewind_metrics(state.global_step)
-        self.writer = SummaryWriter(str(self.run.tensorboard), purge_step=state.global_step + 1)
+        self.writer = self.open_writer(str(self.run.tensorboard), purge_step=state.global_step + 1)
         self._tokens_logged = self.trainer.tokens
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

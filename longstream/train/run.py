@@ -57,6 +57,7 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
         OSError:         something could not be read or written; checkpoints that were there are whole.
     """
     settings = _with_absolute_paths(settings)
+    to_toml(settings)  # refuses what could not be written down
     run = RunDirectory(run_path)
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     checkpoint = None
@@ -79,11 +80,6 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
         _refuse_other_data(run, facts)
     torch.manual_seed(settings.train.seed)
     model = build_model(settings, tokenizer)
-    if rank == 0:
-        if not resume:
-            run.create(settings, facts)
-        write_text(run.settings, to_toml(settings))
-        logger.info("%s parameters; %s", f"{model.num_parameters():,}", _summary(settings, facts))
 
     total = settings.train.steps or (None if settings.train.minutes else DEFAULT_STEPS)
     clock = RunClock(total, settings.train.minutes)
@@ -107,6 +103,12 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
         trainer.add_callback(log)
         trainer.add_callback(line)
     trainer.add_callback(OnTrainBegin(trainer))
+    if rank == 0:  # not before everything is ready: this deletes an earlier run
+        if resume:
+            write_text(run.settings, to_toml(settings))
+        else:
+            run.create(settings, facts)
+        logger.info("%s parameters; %s", f"{model.num_parameters():,}", _summary(settings, facts))
     clock.start(0.0)
     try:
         with clock.listening(), quiet_transformers():
@@ -203,14 +205,19 @@ def _arguments(settings: Settings, run: RunDirectory, total: int | None, has_val
     )
 
 
-def _facts(train: Sequence[Document], validation: Sequence[Document], sequences: int, processes: int) -> dict[str, Any]:
-    """What a resumed run must find unchanged."""
+def data_digest(train: Sequence[Document], validation: Sequence[Document]) -> str:
+    """The sha256 that a run's data.json knows its data by."""
     digest = hashlib.sha256()
     for part in (train, validation):
         for document in part:
             digest.update(len(document.data).to_bytes(8, "big") + document.data)
+    return digest.hexdigest()
+
+
+def _facts(train: Sequence[Document], validation: Sequence[Document], sequences: int, processes: int) -> dict[str, Any]:
+    """What a resumed run must find unchanged."""
     return {
-        "sha256": digest.hexdigest(),
+        "sha256": data_digest(train, validation),
         "training_bytes": sum(len(document.data) for document in train),
         "validation_bytes": sum(len(document.data) for document in validation),
         "documents": len(train) + len(validation),

@@ -112,8 +112,8 @@ class RunDirectory:
         """Raise unless a new run may be written here; touches nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file, not a run directory")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
-            return
+        if all(found.is_dir() and not found.is_symlink() for found in self.path.rglob("*")):
+            return  # nothing there, or the empty folders of a run that never began
         if not self.settings.is_file():
             raise FileExistsError(f"{self.path} exists and is not a run of longstream: choose another --out")
         if not overwrite:
@@ -123,13 +123,20 @@ class RunDirectory:
             )
 
     def create(self, settings: Settings, data: dict[str, Any]) -> None:
-        """Remove an earlier run's files, and write down what this one was asked to do."""
+        """Remove an earlier run's files, and write down what this one was asked to do.
+
+        Checkpoints go first and the two files that describe them are replaced last, so that whatever happens between,
+        the directory is a run, and none whose checkpoints are another's.
+        """
+        texts = {self.settings: to_toml(settings), self.data: json.dumps(data, indent=2) + "\n"}
         for name in (*RUN_FOLDERS, *RUN_FILES, *MODEL_FILES):
-            remove(self.path / name)
-        self.samples.mkdir(parents=True)
+            if self.path / name not in texts:
+                remove(self.path / name)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            write_text(path, text)
+        self.samples.mkdir()
         self.checkpoints.mkdir()
-        write_text(self.settings, to_toml(settings))
-        write_text(self.data, json.dumps(data, indent=2) + "\n")
 
     def read_settings(self) -> Settings:
         """The settings of an existing run."""
@@ -142,9 +149,14 @@ class RunDirectory:
     def read_data(self) -> dict[str, Any]:
         """What an existing run was trained on."""
         try:
-            return json.loads(self.data.read_text(encoding="utf-8"))
-        except ValueError as error:
+            data = json.loads(self.data.read_text(encoding="utf-8"))
+            if missing := {"sha256", "processes"} - set(data):
+                raise ValueError(f"it lacks {min(missing)}")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.path} does not say what it was trained on: data.json is missing") from None
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{self.data} is damaged: {error}") from None
+        return data
 
     def newest_checkpoint(self, processes: int = 1) -> Path | None:
         """The newest checkpoint that is whole; older ones are tried when it is damaged. None when there is none yet.

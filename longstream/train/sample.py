@@ -11,6 +11,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from longstream.train.tokenizer import Tokenizer
 
+# Outside of these a temperature is greedy or uniform in all but name, and float32 logits divided by it overflow or end
+# as 0 or NaN.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -65,18 +68,25 @@ def sample_text(
 
     Args:
         max_new_tokens: >= 1.
-        temperature:    > 0, or 0 for the likeliest token each time.
+        temperature:    from 0.001 to 1000, or 0 for the likeliest token each time.
         top_k, top_p:   restrict sampling to the likeliest tokens; 0 and 1.0 do not.
+        seed:           64 bits.
         may_end:        stop where the model ends the document; False never lets it.
         write:          called with each piece of text as it is made.
+    Raises:
+        ValueError: an option out of its range.
     """
     if max_new_tokens < 1:
         raise ValueError(f"sample_text: max_new_tokens must be >= 1, got {max_new_tokens}")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            "sample_text: temperature and top_k must be >= 0 and top_p in (0, 1],"
-            f" got temperature={temperature}, top_k={top_k}, top_p={top_p}"
-        )
+    if temperature != 0 and not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+        allowed = f"0 (greedy) or between {LEAST_TEMPERATURE:g} and {MOST_TEMPERATURE:g}"
+        raise ValueError(f"sample_text: temperature must be {allowed}, got {temperature}")
+    if top_k < 0:
+        raise ValueError(f"sample_text: top_k must be >= 0, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"sample_text: top_p must be in (0, 1], got {top_p}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"sample_text: seed must fit 64 bits, got {seed}")
     ids = torch.tensor([[tokenizer.boundary_id, *tokenizer.encode(prompt).tolist()]], device=model.device)
     options: dict[str, Any] = {"do_sample": temperature > 0}
     if temperature > 0:

@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_STEPS = 1000  # when neither steps nor minutes are given
+MOST_THREADS = 1024  # torch takes any number, and some hundred thousand crash it
 
 
 def _setting(default: Any, help: str, *, flag: str = "", resumable: bool = False, rare: bool = False) -> Any:
@@ -58,7 +59,7 @@ class DataSettings:
     """What is read, and how it becomes tokens."""
 
     files: tuple[str, ...] = _setting((), "files to train on, or 'builtin'", flag="--data")
-    tokenizer: str = _setting("bytes", "'bytes', 'bpe:N' to learn N tokens, or a tokenizers JSON file")
+    tokenizer: str = _setting("bytes", "'bytes', 'bpe:N' to learn N tokens, or a tokenizer.json")
     seq_len: int = _setting(512, "tokens per sequence")
     validation_fraction: float = _setting(0.1, "held out, from the end of the data")
     validation_bytes: int = _setting(500_000, "held out at most; 0: no limit", rare=True)
@@ -99,8 +100,10 @@ class TrainSettings:
     device: Literal["cpu", "auto"] = _setting("cpu", "auto: a GPU where there is one", resumable=True, rare=True)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "save_every", "keep", "sample_tokens", "threads", "seed"):
+        for name in ("steps", "eval_every", "save_every", "keep", "sample_tokens"):
             _require(self, name, getattr(self, name) >= 0, ">= 0")
+        _require(self, "threads", 0 <= self.threads <= MOST_THREADS, f"between 0 and {MOST_THREADS}")
+        _require(self, "seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")  # NumPy's range
         for name in ("batch_size", "gradient_accumulation", "log_every"):
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         for name in ("minutes", "weight_decay", "max_grad_norm"):
@@ -220,11 +223,28 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(settings: Settings) -> str:
-    """The settings as TOML that ``read_toml`` reads back."""
+    """The settings as TOML that ``read_toml`` reads back.
+
+    Raises:
+        ValueError: a setting holds bytes that are no UTF-8, as a file's name may.
+    """
+    for key, value in flatten(settings).items():
+        for text in value if isinstance(value, tuple) else [value]:
+            if isinstance(text, str) and not _is_unicode(text):
+                raise ValueError(f"{key} must be UTF-8 text, which is all that settings.toml can hold, got {text!r}")
     lines = []
     for section, values in asdict(settings).items():
         lines += [f"[{section}]", *(f"{name} = {_toml_value(value)}" for name, value in values.items()), ""]
     return "\n".join(lines)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a string is free of the surrogates that stand for bytes of a file name or command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _toml_value(value: Any) -> str:

@@ -215,8 +215,9 @@ class Trainer(transformers.Trainer):
         """Try the last batch on the weights: a step's loss only tells of those before it."""
         loss = self.network(**self._prepare_inputs(self._last_batch)).loss
         # autograd.grad leaves alone what the processes share gradients by
-        gradients = torch.autograd.grad(loss, [p for p in self.network.parameters() if p.requires_grad])
-        size = sum((g.double().square().sum() for g in gradients), loss.detach().double())
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+        size = sum((g.double().square().sum() for g in gradients if g is not None), loss.detach().double())
         if self.args.world_size > 1:
             dist.all_reduce(size)
         if not torch.isfinite(size):

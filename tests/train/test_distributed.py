@@ -64,6 +64,15 @@ def test_two_processes_are_twice_the_batch_and_resume(tmp_path: Path):
     assert all(a.equal(b) for a, b in zip(after, before, strict=True))
 
 
+def test_one_layer_in_two_processes(tmp_path: Path):
+    """Its lower bound has a gradient of zero, not none, which the processes would wait for."""
+    text, changes = write_text(tmp_path / "text.txt", 3000), {"num_hidden_layers": 1, "steps": 2, "eval_every": 0}
+    train(small(text, **changes, batch_size=4), tmp_path / "one")
+    finish(torchrun(*flags(small(text, **changes, batch_size=2)), "--out", str(tmp_path / "two")))
+    expected = [(step, pytest.approx(loss, rel=2e-6)) for step, loss in losses(tmp_path / "one")]
+    assert losses(tmp_path / "two") == expected
+
+
 def test_ctrl_c_saves_once(tmp_path: Path):
     text = write_text(tmp_path / "text.txt", 3000)
     settings = flags(small(text, **{**CHANGES, "steps": 5000, "eval_every": 0, "save_every": 0}))

@@ -178,6 +178,30 @@ def test_options_train(text: Path, tmp_path: Path, changes: dict):
     assert load_run(tmp_path / "run").model.dtype == torch.float32
 
 
+def test_one_layer_trains_and_resumes(text: Path, tmp_path: Path):
+    """Its lower bound is 0 whatever the parameter, so that has no gradient to speak of."""
+    train(small(text, num_hidden_layers=1, steps=6), tmp_path / "whole")
+    train(small(text, num_hidden_layers=1, steps=3, schedule="wsd", decay_ratio=0), tmp_path / "run")
+    train(small(text, num_hidden_layers=1, steps=6, schedule="wsd", decay_ratio=0), tmp_path / "run", resume=True)
+    assert [step for step, _ in losses(tmp_path / "run")] == [step for step, _ in losses(tmp_path / "whole")]
+    bounds = load_run(tmp_path / "run").model.model.backbone.lower_bounds
+    assert bounds.shape == (1, 16)
+    assert not bounds.any()
+
+
+def test_a_parameter_without_a_gradient_does_not_stop_a_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def with_spare(*args, **kwargs):
+        model = build_model(*args, **kwargs)
+        model.spare = torch.nn.Parameter(torch.ones(3))
+        return model
+
+    monkeypatch.setattr("longstream.train.run.build_model", with_spare)
+    assert train(small(text, steps=2, eval_every=0, save_every=1), tmp_path / "run").step == 2
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
+
+
 def test_gradient_accumulation_is_a_larger_batch(text: Path, tmp_path: Path):
     train(small(text, batch_size=2, gradient_accumulation=4), tmp_path / "parts")
     train(small(text, batch_size=8), tmp_path / "whole")
@@ -349,8 +373,12 @@ def test_a_stream_shows_whole_characters_as_soon_as_they_are_there(data: str | b
     ("options", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be >= 1, got 0"),
-        ({"max_new_tokens": 3, "temperature": -1.0}, "temperature=-1.0"),
-        ({"max_new_tokens": 3, "top_p": 0.0}, "top_p=0.0"),
+        ({"max_new_tokens": 3, "temperature": -1.0}, r"temperature must be 0 .* got -1\.0"),
+        ({"max_new_tokens": 3, "temperature": math.nan}, "temperature must be 0 .* got nan"),
+        ({"max_new_tokens": 3, "temperature": 1e-40}, "between 0.001 and 1000, got 1e-40"),
+        ({"max_new_tokens": 3, "top_p": 0.0}, r"top_p must be in \(0, 1\], got 0\.0"),
+        ({"max_new_tokens": 3, "top_k": -1}, "top_k must be >= 0, got -1"),
+        ({"max_new_tokens": 3, "seed": 2**64}, "seed must fit 64 bits"),
     ],
 )
 def test_sampling_refuses_what_makes_no_sense(finished: Path, options: dict, message: str):

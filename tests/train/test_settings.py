@@ -1,5 +1,7 @@
 """Settings: one declaration, many sources, no unknown word."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,8 @@ def test_strings_of_the_command_line_and_values_of_toml_are_the_same():
         ("train.steps", 1.5, r"train\.steps must be an integer, got 1\.5"),
         ("train.steps", True, r"train\.steps must be an integer, got True"),
         ("train.steps", "1e3", "must be an integer"),
+        ("train.threads", 1025, r"TrainSettings\.threads must be between 0 and 1024, got 1025"),
+        ("train.seed", 2**32, "must be between 0 and"),
         ("train.steps", -1, r"TrainSettings\.steps must be >= 0, got -1"),
         ("train.learning_rate", "nan", "must be finite and > 0, got nan"),
         ("train.minutes", "inf", "must be finite and >= 0, got inf"),
@@ -70,6 +74,13 @@ def test_strings_of_the_command_line_and_values_of_toml_are_the_same():
 def test_wrong_settings_are_refused_by_name(key: str, value: object, message: str):
     with pytest.raises(ValueError, match=message):
         build_settings({key: value})
+
+
+def test_bytes_that_are_no_text_are_refused_by_key():
+    name = os.fsdecode(b"bad\xff.txt")
+    for key, value in {"data.files": ["good.txt", name], "data.tokenizer": name, "train.sample_prompt": name}.items():
+        with pytest.raises(ValueError, match=rf"^{re.escape(key)} must be UTF-8 text, .* got 'bad\\udcff\.txt'$"):
+            to_toml(build_settings({key: value}))
 
 
 @pytest.mark.parametrize("text", ["a = ", "top = 1", "[train]\nsteps = 1\n[train]\n"])
