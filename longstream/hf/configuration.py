@@ -46,6 +46,9 @@ class HGRN2Config(PretrainedConfig):
     ``norm_eps``; ``share_conv_kernel``, and a ``num_heads`` that contradicts expand_ratio, are dropped. Other keys are
     reported and kept.
 
+    `longstream.models.HGRN2Config` is another class: the arguments of one layer, whose query_scale is 1 by default.
+    `to_model_config` makes one of this.
+
     Args:
         query_activation: "silu" or "sigmoid".
         value_activation: "none" or "silu".
@@ -105,7 +108,19 @@ class HGRN2Config(PretrainedConfig):
     conv_bias: bool = False
     lower_bound_sum: str = "inclusive"
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Only here can a norm_eps that was given be told from the default.
+        if "norm_eps" in kwargs and kwargs.get("rms_norm_eps", kwargs["norm_eps"]) != kwargs["norm_eps"]:
+            raise ValueError(
+                "HGRN2Config: rms_norm_eps is an old name of norm_eps and must agree with it, got "
+                f"{kwargs['rms_norm_eps']} and {kwargs['norm_eps']}"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self, **kwargs: Any) -> None:
+        weights = kwargs.get("transformers_weights")  # what from_pretrained then loads; adapter_model.bin is a pickle
+        if weights is not None and not str(weights).endswith(".safetensors"):
+            raise ValueError(f"HGRN2Config: transformers_weights must name a file of safetensors, got {weights!r}")
         if "rms_norm_eps" in kwargs:
             self.norm_eps = kwargs.pop("rms_norm_eps")
         for key in _LEGACY_KEYS:

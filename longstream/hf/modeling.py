@@ -3,24 +3,31 @@
 Over 300 lines: transformers wants the base model, the head and generation's hooks side by side, each with its errors.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.loss.loss_utils import fixed_cross_entropy
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.hub import cached_file
 
 from longstream.hf.cache import RecurrentCache
 from longstream.hf.configuration import HGRN2Config
 from longstream.hf.convert import accept_fla_names, name_in_fla
 from longstream.models import Backbone, Block, State
 from longstream.models.heads import check_ids
+
+logger = logging.getLogger(__name__)
 
 
 class HGRN2PreTrainedModel(PreTrainedModel):
@@ -57,11 +64,17 @@ class HGRN2PreTrainedModel(PreTrainedModel):
     ) -> Any:
         """transformers' from_pretrained, which takes fla's checkpoints; but tensors that are missing are an error.
 
+        Weights are read from safetensors only: no file is ever unpickled. Without its head a checkpoint loads as a
+        causal language model only where it is a base model's; the head is then new, and a warning says so.
+
         Raises:
-            ValueError: a file is damaged, or the checkpoint lacks tensors of the model other than the head's, which
+            ValueError: a file is damaged or not of safetensors, or the checkpoint lacks tensors of the model, which
                 transformers would fill with random numbers.
+            OSError: there is no file of weights.
         """
         source = f"{cls.__name__}.from_pretrained: {pretrained_model_name_or_path}"
+        _refuse_other_formats(source, pretrained_model_name_or_path, kwargs)
+        kwargs["use_safetensors"] = True  # transformers' None means pytorch_model.bin where there is nothing else
         try:
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
@@ -69,13 +82,35 @@ class HGRN2PreTrainedModel(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"{source}: a safetensors file is cut short or damaged: {error}") from error
         model, info = loaded
-        missing = sorted(name_in_fla(name) for name in info["missing_keys"] if not name.startswith("lm_head."))
-        if missing and not getattr(model, "_hf_peft_config_loaded", False):
+        is_base = vars(model).pop("_loaded_a_base_model", False)
+        is_base = is_base or list(model.config.architectures or ()) == [HGRN2Model.__name__]
+        missing = sorted(map(name_in_fla, info["missing_keys"]))
+        if getattr(model, "_hf_peft_config_loaded", False):
+            missing = []  # an adapter's file holds the adapter
+        has_new_head = is_base and "lm_head.weight" in missing
+        if has_new_head:
+            missing.remove("lm_head.weight")
+        if missing:
             some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise ValueError(
                 f"{source}: expected a whole {cls.__name__}, got one without {len(missing)} tensors: {some}"
             )
+        if has_new_head:
+            logger.warning("%s is a base model: lm_head.weight is new and untrained", source)
         return loaded if output_loading_info else model
+
+    @staticmethod
+    def _load_pretrained_model(  # type: ignore[override]
+        model: "HGRN2PreTrainedModel", state_dict: Any, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """transformers' own, which would unpickle a file of another name; and a look at the names of the tensors."""
+        _refuse_other_names(f"{type(model).__name__}.from_pretrained", checkpoint_files or ())
+        info, index = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        if "lm_head.weight" in info.missing_keys:
+            files = checkpoint_files or ()
+            parts = [state_dict] if state_dict is not None else [load_state_dict(file, "meta") for file in files]
+            vars(model)["_loaded_a_base_model"] = not any(name.startswith("model.") for part in parts for name in part)
+        return info, index
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """transformers' save_pretrained; the tensors get fla's names and shapes."""
@@ -139,7 +174,7 @@ class HGRN2Model(HGRN2PreTrainedModel):
             raise ValueError(f"{name}: expected one of input_ids and inputs_embeds, got {got}")
         if input_ids is not None:
             check_ids(name, input_ids, self.embeddings.num_embeddings, "input_ids")
-            inputs_embeds = self.embeddings(input_ids)
+            inputs_embeds = self.embeddings(input_ids.long())  # torch embeds only int32 and int64
         assert inputs_embeds is not None
         if use_cache is None:
             use_cache = past_key_values is not None or (self.config.use_cache and not self.training)
@@ -249,6 +284,8 @@ class HGRN2ForCausalLM(HGRN2PreTrainedModel, GenerationMixin):
                     f"{type(self).__name__}: labels must have shape {tuple(y.shape[:2])}, with logits_to_keep 0, got "
                     f"{tuple(labels.shape)} and {logits_to_keep}"
                 )
+            if labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+                labels = labels.long()  # uint8 has no -100
             labels = _without_firsts(labels, cu_seqlens)
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_kwargs)
         return CausalLMOutputWithPast(
@@ -304,6 +341,51 @@ def causal_lm_loss(
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
     target = shift_labels.reshape(-1).to(logits.device)
     return fixed_cross_entropy(logits.reshape(-1, vocab_size), target, num_items_in_batch, ignore_index)  # type: ignore[arg-type]
+
+
+def _refuse_other_formats(source: str, path: Any, options: dict[str, Any]) -> None:
+    """What from_pretrained is asked to read must be safetensors, by every way in which transformers finds files."""
+    if options.get("use_safetensors") is False:
+        raise ValueError(f"{source}: use_safetensors must be True, got False: only safetensors are read")
+    if options.get("gguf_file") is not None:
+        raise ValueError(f"{source}: gguf_file must be None, got {options['gguf_file']!r}: only safetensors are read")
+    for weights in (
+        options.get("transformers_weights"),
+        getattr(options.get("config"), "transformers_weights", None),
+    ):
+        if weights is not None:
+            _refuse_other_names(f"{source}: transformers_weights", [weights])
+    if path is None:
+        return
+    subfolder = options.get("subfolder") or ""
+    directory = Path(path, subfolder)
+    if directory.is_dir():
+        names = [file.name for file in directory.iterdir()]
+        others = sorted(name for name in names if name.endswith((".bin", ".bin.index.json", ".pt", ".pth")))
+        if others and not any(".safetensors" in name or name == "adapter_config.json" for name in names):
+            raise FileNotFoundError(
+                f"{source}: expected safetensors in the directory {directory}, got {others}: only safetensors are read"
+            )
+    elif os.path.isfile(os.path.join(subfolder, path)):  # transformers takes a file where it is given the config
+        return _refuse_other_names(source, [os.fspath(path)])
+    variant = options.get("variant")
+    index_name = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f".{variant}.json" if variant else ".json")
+    download = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+    index = cached_file(
+        path,
+        index_name,
+        subfolder=subfolder,
+        _raise_exceptions_for_missing_entries=False,
+        **{key: options[key] for key in download if key in options},
+    )
+    if index is not None:
+        shards = PretrainedConfig._dict_from_json_file(index)["weight_map"].values()
+        _refuse_other_names(f"{source}: {index_name}", shards)
+
+
+def _refuse_other_names(source: str, files: Iterable[str]) -> None:
+    if others := sorted({file for file in files if not file.endswith(".safetensors")}):
+        raise ValueError(f"{source}: expected files of safetensors, got {others}: only safetensors are read")
 
 
 def _read_packing(name: str, cu_seqlens: Any, kwargs: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -18,6 +19,22 @@ CHOICES = [
     {"conv_bias": True, "use_bias": True, "mixer_norm": "layer", "lower_bound_sum": "exclusive"},
     {"use_lower_bound": False, "elementwise_affine": False},
 ]
+
+
+class Trap:
+    """Whoever unpickles it leaves a file behind."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.file),)
+
+
+def write_config(directory, config, **fields):
+    fields = {"architectures": ["HGRN2ForCausalLM"]} | fields
+    (directory / "config.json").write_text(json.dumps(config.to_diff_dict() | fields))
+    return directory
 
 
 @pytest.fixture
@@ -80,16 +97,17 @@ def test_bfloat16(tmp_path, model, options):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_base_model_and_head(tmp_path, model, transformers_log):
+def test_base_model_and_head(tmp_path, model, caplog):
     model.save_pretrained(tmp_path / "whole")
     base = AutoModel.from_pretrained(tmp_path / "whole", dtype=torch.float64)
     ids = random_ids(2, 7)
     assert_same("outputs", base(ids).last_hidden_state, model.model(ids).last_hidden_state)
     base.save_pretrained(tmp_path / "base")
     assert "layers.0.attn.q_proj.weight" in load_file(tmp_path / "base" / "model.safetensors")
-    transformers_log.clear()
+    caplog.clear()
     headed = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float64)
-    assert "lm_head.weight" in transformers_log.text
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("longstream")]
+    assert message.endswith("base is a base model: lm_head.weight is new and untrained")
     assert_same("outputs", headed.model(ids).last_hidden_state, model.model(ids).last_hidden_state)
     again = HGRN2Model.from_pretrained(tmp_path / "base", dtype=torch.float64)
     assert_same("outputs", again(ids).last_hidden_state, base(ids).last_hidden_state)
@@ -136,6 +154,32 @@ def test_missing_tensors_are_an_error(tmp_path, model):
         AutoModelForCausalLM.from_pretrained(directory)
 
 
+@pytest.mark.parametrize("architectures", [["HGRN2ForCausalLM"], None])
+def test_a_missing_head_is_an_error(tmp_path, model, architectures):
+    weights = to_fla(model.state_dict())
+    del weights["lm_head.weight"]
+    directory = write_fla(tmp_path / "cut", model.config.to_diff_dict(), weights)
+    write_config(directory, model.config, architectures=architectures)
+    with pytest.raises(
+        ValueError, match=r"expected a whole HGRN2ForCausalLM, got one without 1 tensors: lm_head.weight"
+    ):
+        AutoModelForCausalLM.from_pretrained(directory)
+    write_config(directory, model.config, tie_word_embeddings=True)
+    tied = AutoModelForCausalLM.from_pretrained(directory)
+    assert tied.lm_head.weight is tied.model.embeddings.weight
+
+
+@pytest.mark.parametrize(("architecture", "prefix"), [("HGRN2Model", "model."), ("HGRN2ForCausalLM", "")])
+def test_a_base_model_is_known_by_its_architecture_or_its_names(tmp_path, model, architecture, prefix, caplog):
+    weights = {prefix + name: tensor for name, tensor in to_fla(model.model.state_dict()).items()}
+    directory = write_fla(tmp_path / "base", model.config.to_diff_dict(), weights)
+    write_config(directory, model.config, architectures=[architecture])
+    headed = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    assert "lm_head.weight is new and untrained" in caplog.text
+    ids = random_ids(2, 7)
+    assert_same("outputs", headed.model(ids).last_hidden_state, model.model(ids).last_hidden_state)
+
+
 def test_unexpected_tensors_are_reported(tmp_path, model, transformers_log):
     weights = to_fla(model.state_dict()) | {"model.layers.0.attn.g_proj.weight": torch.ones(3, 3)}
     directory = write_fla(tmp_path / "more", model.config.to_diff_dict(), weights)
@@ -180,3 +224,75 @@ def test_missing_shard_and_broken_configuration(tmp_path, model):
     (tmp_path / "config.json").write_text('{"model_type": "hgr')
     with pytest.raises(OSError, match=r"config.json"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def no_unpickling(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("torch.load was called")
+
+    monkeypatch.setattr(torch, "load", refuse)
+
+
+@pytest.mark.parametrize("cls", [AutoModel, AutoModelForCausalLM])
+@pytest.mark.parametrize("options", [{}, {"use_safetensors": None}, {"use_safetensors": True}])
+def test_pickles_are_not_read(tmp_path, model, cls, options, no_unpickling):
+    write_config(tmp_path, model.config)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    words = r"the directory .*got \['pytorch_model.bin'\]: only safetensors are read"
+    with pytest.raises(FileNotFoundError, match=words) as caught:
+        cls.from_pretrained(tmp_path, **options)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_pickles_are_not_run(tmp_path, model):
+    write_config(tmp_path, model.config)
+    torch.save({"lm_head.weight": Trap(tmp_path / "sprung")}, tmp_path / "pytorch_model.bin")
+    for options in ({}, {"use_safetensors": False}, {"transformers_weights": "adapter_model.bin"}):
+        with pytest.raises((OSError, ValueError), match="safetensors"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, weights_only=False, **options)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_pickles_are_not_asked_for(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="use_safetensors must be True, got False: only safetensors are read"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, use_safetensors=False)
+    with pytest.raises(ValueError, match=r"gguf_file must be None, got 'a\.gguf': only safetensors are read"):
+        HGRN2ForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf")
+
+
+@pytest.mark.parametrize("index", ["pytorch_model.bin.index.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("variant", [None, "half"])
+def test_an_index_of_pickles_is_not_followed(tmp_path, model, index, variant, no_unpickling):
+    write_config(tmp_path, model.config)
+    torch.save(model.state_dict(), tmp_path / "shard.bin")
+    content = {"metadata": {}, "weight_map": dict.fromkeys(model.state_dict(), "shard.bin")}
+    name = index if variant is None else index.replace(".json", f".{variant}.json")
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises((OSError, ValueError), match="only safetensors are read"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, variant=variant)
+
+
+def test_a_pickle_named_by_the_caller_or_the_config_is_not_read(tmp_path, model, no_unpickling):
+    model.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=r"got \['.*adapter_model.bin'\]: only safetensors are read"):
+        HGRN2ForCausalLM.from_pretrained(tmp_path / "adapter_model.bin", config=model.config)
+    config = tiny_config()
+    config.transformers_weights = "adapter_model.bin"
+    with pytest.raises(ValueError, match=r"transformers_weights: .* got \['adapter_model.bin'\]"):
+        HGRN2ForCausalLM.from_pretrained(tmp_path, config=config)
+    with pytest.raises(ValueError, match=r"transformers_weights: .* got \['adapter_model.bin'\]"):
+        HGRN2ForCausalLM.from_pretrained(tmp_path, transformers_weights="adapter_model.bin")
+    write_config(tmp_path, model.config, transformers_weights="adapter_model.bin")
+    with pytest.raises(ValueError, match="transformers_weights must name a file of safetensors"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_pickles_beside_safetensors_are_passed_over(tmp_path, model, no_unpickling):
+    model.save_pretrained(tmp_path / "sub")
+    (tmp_path / "sub" / "pytorch_model.bin").write_bytes(b"")
+    again = HGRN2ForCausalLM.from_pretrained(tmp_path, subfolder="sub", dtype=torch.float64)
+    ids = random_ids(2, 7)
+    assert_same("outputs", again(ids).logits, model(ids).logits)

@@ -115,6 +115,16 @@ def test_legacy_keys(tmp_path, caplog):
     assert not {"rms_norm_eps", "share_conv_kernel"} & set(written)
 
 
+@pytest.mark.parametrize(("norm_eps", "rms_norm_eps"), [(1e-3, 1e-6), (1e-6, 1e-3), (1e-3, 1e-4)])
+def test_an_old_name_that_contradicts_the_new_one_is_refused(norm_eps, rms_norm_eps, tmp_path):
+    words = f"rms_norm_eps .*must agree .*got {rms_norm_eps} and {norm_eps}"
+    with pytest.raises(ValueError, match=words):
+        HGRN2Config(**{"norm_eps": norm_eps, "rms_norm_eps": rms_norm_eps})
+    with pytest.raises(ValueError, match=words):
+        AutoConfig.from_pretrained(write(tmp_path, norm_eps=norm_eps, rms_norm_eps=rms_norm_eps))
+    assert HGRN2Config(**{"norm_eps": norm_eps, "rms_norm_eps": norm_eps}).norm_eps == norm_eps
+
+
 def test_heads_from_num_heads():
     config = HGRN2Config(hidden_size=64, expand_ratio=None, num_heads=4)
     assert config.to_model_config().mixer.expand_ratio == 16

@@ -173,6 +173,17 @@ def test_embeddings_in_place_of_ids(model):
     assert_same("logits", model(inputs_embeds=embeds).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_ids_of_every_integer_dtype(model, dtype):
+    ids = random_ids(2, 6)
+    expected, got = model(ids, labels=ids), model(ids.to(dtype), labels=ids.to(dtype))
+    assert_same("logits", got.logits, expected.logits)
+    assert_same("loss", got.loss, expected.loss)
+    row, cuts = ids.reshape(1, -1), [0, 5, 12]
+    packed = model(row.to(dtype), labels=row.to(dtype), cu_seqlens=cuts)
+    assert_same("packed loss", packed.loss, model(row, labels=row, cu_seqlens=cuts).loss)
+
+
 def test_tuples(model):
     ids = random_ids(2, 6)
     logits, cache = model(ids, return_dict=False)

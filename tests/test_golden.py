@@ -1,0 +1,39 @@
+"""Golden files: none is forgotten, and a directory without them does not pass for one with them."""
+
+from fnmatch import fnmatch
+
+import pytest
+
+from tests import golden
+
+
+def test_no_file_is_forgotten():
+    names = {path.stem for path in golden.directory().glob("hgrn2*.npz")}
+    unused = names - set(golden.LAYERS) - set(golden.LANGUAGE_MODELS)
+    assert {name for name in unused if not any(fnmatch(name, pattern) for pattern in golden.FOR_LATER)} == set()
+
+
+def test_files_not_shipped_are_in_use():
+    assert set(golden.LAYERS + golden.LANGUAGE_MODELS) >= golden.NOT_SHIPPED
+
+
+def test_without_the_variable_tests_are_skipped(monkeypatch):
+    monkeypatch.delenv("LONGSTREAM_GOLDEN", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="LONGSTREAM_GOLDEN is not set"):
+        golden.load("hgrn2_layer")
+
+
+@pytest.mark.parametrize("name", golden.LAYERS + golden.LANGUAGE_MODELS)
+def test_a_missing_file_is_a_failure_unless_it_is_not_shipped(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("LONGSTREAM_GOLDEN", str(tmp_path))
+    outcome = pytest.skip.Exception if name in golden.NOT_SHIPPED else pytest.fail.Exception
+    with pytest.raises(outcome, match=f"golden file {name}.npz is .*missing"):
+        golden.load(name)
+
+
+@pytest.mark.parametrize("named", ["", "nowhere"])
+def test_a_wrong_directory_is_a_failure(named, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGSTREAM_GOLDEN", named)
+    with pytest.raises(pytest.fail.Exception, match=f"must name a directory of golden files, got '{named}'"):
+        golden.load("hgrn2_layer_1head")
