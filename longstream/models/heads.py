@@ -80,6 +80,6 @@ def check_ids(name: str, ids: Tensor, vocab_size: int, argument: str = "ids") ->
         raise ValueError(f"{name}: {argument} must be an integer tensor of shape (B, T), got {got}")
     if ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return  # looking at values would stall the device or break the graph
-    low, high = int(ids.min()), int(ids.max())
+    low, high = (int(bound) for bound in ids.long().aminmax())
     if low < 0 or high >= vocab_size:
         raise ValueError(f"{name}: {argument} must lie in [0, {vocab_size}), got {low if low < 0 else high}")

@@ -141,6 +141,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data.files": ["builtin"],
         "data.seq_len": 256,
+        "data.validation_fraction": 0.05,
         "model.hidden_size": 160,
         "model.num_hidden_layers": 4,
         "model.expand_ratio": 32,
@@ -149,8 +150,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train.minutes": 3.8,
         "train.batch_size": 8,
         "train.learning_rate": 4e-3,
-        "train.eval_every": 500,
-        "train.save_every": 500,
+        "train.eval_every": 300,
+        "train.save_every": 300,
     },
     # hours on a laptop
     "small": {
