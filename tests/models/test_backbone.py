@@ -214,14 +214,14 @@ def test_a_mask_does_not_run_hooks_twice():
 
 
 def test_inputs_unlike_the_weights():
-    backbone = Backbone(CONFIG)
+    mixer = CONFIG.build_mixer()
     with pytest.raises(TypeError, match=r"HGRN2: x must be torch.float32 like the weights, got torch.float64"):
-        backbone.layers[0].mixer(torch.zeros(1, 2, 12, dtype=torch.float64))
+        mixer(torch.zeros(1, 2, 12, dtype=torch.float64))
     with pytest.raises(ValueError, match="HGRN2: x must be on cpu like the weights, got meta"):
-        backbone.layers[0].mixer(torch.zeros(1, 2, 12, device="meta"))
+        mixer(torch.zeros(1, 2, 12, device="meta"))
     for wrong in ([], [0, 1.5, 3], torch.tensor(3)):
         with pytest.raises(ValueError, match="cu_seqlens must"):
-            backbone.layers[0].mixer(torch.zeros(1, 3, 12), cu_seqlens=wrong)
+            mixer(torch.zeros(1, 3, 12), cu_seqlens=wrong)
 
 
 def test_a_model_on_the_meta_device_has_shapes():

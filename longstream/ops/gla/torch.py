@@ -189,19 +189,17 @@ class _ChunkedGLA(torch.autograd.Function):
             levels = _halve(q_, k_, forget, keep=False)
             starts = _states(levels, v_, state, group.counts)
             _put(torch.baddbmm(levels.scores @ v_, levels.q, starts), rows, out)
-        ctx.save_for_backward(q, k, v, log_forget, *boundaries, *(group.tokens for group in groups))
-        ctx.groups = [group._replace(tokens=group.tokens.new_empty(0)) for group in groups]
+        ctx.save_for_backward(q, k, v, log_forget, *boundaries)
+        ctx.groups = groups
         return _like(out, v), state
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             raise RuntimeError("gla: backend 'torch' has first derivatives only; use backend='reference' for more")
-        q, k, v, log_forget, *rest = ctx.saved_tensors
-        boundaries, tokens = rest[: len(ctx.groups)], rest[len(ctx.groups) :]
-        groups = [group._replace(tokens=t) for group, t in zip(ctx.groups, tokens, strict=True)]
+        q, k, v, log_forget, *boundaries = ctx.saved_tensors
         with no_autocast(q.device):
-            gradients = _backward((q, k, v, log_forget), groups, boundaries, *cotangents)
+            gradients = _backward((q, k, v, log_forget), ctx.groups, boundaries, *cotangents)
         return *gradients, None, None
 
 
