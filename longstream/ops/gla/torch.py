@@ -157,7 +157,6 @@ def _matrix(x: Tensor, groups: list[_Group]) -> Tensor:
 
 
 def _put(parts: Tensor, rows: Tensor, into: Tensor) -> None:
-    """The reverse of `_take`."""
     into.index_copy_(0, rows, parts.view(len(rows), into.shape[1]).to(into.dtype))
 
 
