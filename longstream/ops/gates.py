@@ -69,19 +69,19 @@ def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tu
     Raises:
         ValueError: the bound is not (D,).    TypeError: z is not floating point.
     """
-    D = check_shapes("forget_gate", z=(z.reshape(-1, z.shape[-1]) if isinstance(z, Tensor) and z.dim() else z, "N D"))
+    if isinstance(lower_bound, Tensor):
+        lower_bound = LowerBound(lower_bound, 1 - lower_bound)
+    elif not isinstance(lower_bound, LowerBound | None):
+        raise TypeError(f"forget_gate: lower_bound must be a LowerBound, a tensor or None, got {lower_bound!r}")
+    bound, complement = lower_bound or (None, None)
+    leading = [f"N{i}" for i in range(z.dim() - 1)] if isinstance(z, Tensor) else ["..."]
+    check_shapes(
+        "forget_gate", z=(z, " ".join([*leading, "D"])), lower_bound=(bound, "D"), complement=(complement, "D")
+    )
     dtype = wide(z)
     z = z.to(dtype)
     if lower_bound is None:
         return F.logsigmoid(z), torch.sigmoid(-z)
-    if isinstance(lower_bound, Tensor):
-        lower_bound = LowerBound(lower_bound, 1 - lower_bound)
-    elif not isinstance(lower_bound, LowerBound):
-        raise TypeError(f"forget_gate: lower_bound must be a LowerBound, a tensor or None, got {lower_bound!r}")
-    parts = {"lower_bound": (lower_bound.bound, "D"), "complement": (lower_bound.complement, "D")}
-    check_shapes("forget_gate", {"D": D["D"]}, **parts)
-    if lower_bound.bound.device != z.device:
-        raise ValueError(f"forget_gate: lower_bound must be on {z.device} like z, got {lower_bound.bound.device}")
     bound, complement = (x.to(wide(z, *lower_bound)) for x in lower_bound)
 
     input_gate = complement * torch.sigmoid(-z)

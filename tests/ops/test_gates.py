@@ -305,3 +305,15 @@ def test_forget_gate_refuses():
         forget_gate(torch.zeros(2, 3, 4), torch.zeros(5))
     with pytest.raises((ValueError, TypeError), match=r"forget_gate: z .*int64"):
         forget_gate(torch.zeros(2, 3, 4, dtype=torch.int64))
+
+
+def test_a_bound_below_the_smallest_normal_number_still_bounds():
+    """f = 1e-38 (denormal in float32) however closed the gate is; its log must not be that of a gate without bound."""
+    z = torch.tensor([[-539.0], [-100.0], [-87.0]], requires_grad=True)
+    bound = torch.tensor([1e-38], requires_grad=True)
+    log_forget, input_gate = forget_gate(z, bound)
+    exact = torch.logaddexp(torch.tensor(1e-38, dtype=torch.float64).log(), torch.nn.functional.logsigmoid(z.double()))
+    torch.testing.assert_close(log_forget.double(), exact, rtol=1e-6, atol=0)
+    gradients = torch.autograd.grad(log_forget.sum() + input_gate.sum(), (z, bound))
+    assert all(g.isfinite().all() for g in gradients)
+    assert abs(float(gradients[0][0])) < 1e-6
