@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from longstream.layers.state import cat_states, even_out
+from longstream.models.state import State
+
 # Of the largest value of the tensor compared. A float64 operation loses 1e-16 and a few hundred add up: 6e-15 was the
 # worst seen over 257 tokens and 3 layers, 1e-9 is far above that and far below any mistake. A float32 operation loses
 # 6e-8 and the ways sum in different orders: 5e-6 was the worst seen.
@@ -21,9 +24,9 @@ class _Sequences(NamedTuple):
     """Sequences of different lengths, each with the state it starts from and the cotangents of what it gives."""
 
     inputs: list[Tensor]  # (1, T_i, ...)
-    states: list[list[Tensor]]  # tensors of one row
+    states: list[Any]  # of one row each; None for a module that looks both ways
     out_cotangents: list[Tensor]
-    state_cotangents: list[list[Tensor]]
+    state_cotangents: list[list[list[Tensor]]]  # of each layer's tensors; zeros for integers
 
 
 def assert_equivalent(
@@ -39,7 +42,8 @@ def assert_equivalent(
 
     The module has ``forward(x, state=None, *, mask=None, cu_seqlens=None) -> (y, state)`` and ``step(x_t, state)``,
     state being a NamedTuple of tensors or a `State`; every layer, block and model of this library does, and anyone's
-    may. For each length T, sequences of T, about T/2 and 0 tokens, each from a nonzero state, are run alone, in one
+    may. A module whose attribute ``causal`` is False looks both ways: it has no state and no step, and is compared in
+    the ways that need neither. For each length T, sequences of T, about T/2 and 0 tokens, each from a nonzero state, are run alone, in one
     pass. That is compared with: the batch of them padded on the left, on the right and inside, with NaN (for ids: 0)
     on the pads; packed in one row; two of length T batched; cut into pieces, at the ends and in between; and token by
     token.
@@ -69,12 +73,13 @@ def assert_equivalent(
             even = _sequences(module, make_input, [T, T], kwargs)
             for sequences in (ragged, even):
                 alone = _measure(module, sequences, _alone, kwargs)
-                for way, feed in _ways(T):
+                for way, feed in _ways(T, _is_causal(module)):
                     if feed is _batched and sequences is ragged:
                         continue
                     got = _measure(module, sequences, feed, kwargs)
                     _compare(f"{way}, T={T}", got, alone, tolerance)
-            _check_start(module, make_input(max(T, 1))[None], kwargs, tolerance)
+            if _is_causal(module):
+                _check_start(module, make_input(max(T, 1))[None], kwargs, tolerance)
     finally:
         torch.random.set_rng_state(generator_state)
 
@@ -82,12 +87,18 @@ def assert_equivalent(
 # The ways of feeding: each takes the module, inputs and states of the sequences, and kwargs; returns outs and states.
 
 
-def _ways(T: int) -> Iterator[tuple[str, Callable[..., Any]]]:
+def _is_causal(module: nn.Module) -> bool:
+    return bool(getattr(module, "causal", True))
+
+
+def _ways(T: int, causal: bool) -> Iterator[tuple[str, Callable[..., Any]]]:
     yield "left-padded", _padded("left")
     yield "right-padded", _padded("right")
     yield "padded inside", _padded("inside")
     yield "packed", _packed
     yield "batched", _batched
+    if not causal:
+        return
     cuts = {(0,), (T,), (1,), (T // 2,), (T - 1,), (T // 3, T // 3, T - 2)}
     for cut in sorted(cut for cut in cuts if all(0 <= at <= T for at in cut)):
         yield f"in pieces, cut at {cut}", _pieces(cut)
@@ -179,37 +190,45 @@ def _sequences(
     states, out_cotangents, state_cotangents = [], [], []
     with torch.no_grad():
         for i, x in enumerate(inputs):
-            _, start = module(make_input(4 + i)[None], **kwargs)  # a state that a sequence really leaves behind
-            states.append([t.clone() for t in _tensors(start)])
+            start = None
+            if _is_causal(module):
+                _, start = module(make_input(4 + i)[None], **kwargs)  # a state that a sequence really leaves behind
+                start = _with_tensors(start, [t.clone() for t in _tensors(start)])
+            states.append(start)
             y, last = module(x, start, **kwargs)
             out_cotangents.append(torch.randn_like(y))
-            state_cotangents.append([torch.randn_like(t) for t in _tensors(last) if t.is_floating_point()])
+            state_cotangents.append(
+                [
+                    [torch.randn_like(t) if t.is_floating_point() else torch.zeros_like(t) for t in layer]
+                    for layer in _layers(last)
+                ]
+            )
     return _Sequences(inputs, states, out_cotangents, state_cotangents)
 
 
 def _measure(
     module: nn.Module, sequences: _Sequences, feed: Callable[..., Any], kwargs: dict[str, Any]
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     def leaf(x: Tensor) -> Tensor:
         return x.clone().requires_grad_() if x.is_floating_point() else x.clone()
 
     inputs = [leaf(x) for x in sequences.inputs]
-    starts = [[leaf(t) for t in state] for state in sequences.states]
-    like = module(sequences.inputs[0][:, :0], None, **kwargs)[1]  # for the type of the state
-    outs, lasts = feed(module, inputs, [_with_tensors(like, start) for start in starts], kwargs)
+    starts = [[leaf(t) for t in _tensors(state)] for state in sequences.states]
+    outs, lasts = feed(module, inputs, [*map(_with_tensors, sequences.states, starts)], kwargs)
     for start, given in zip(starts, sequences.states, strict=True):
-        if not all(torch.equal(a, b) for a, b in zip(start, given, strict=True)):
+        if not all(torch.equal(a, b) for a, b in zip(start, _tensors(given), strict=True)):
             raise AssertionError("assert_equivalent: the module changed a state it was given")
 
-    values, loss = {}, torch.zeros(())
+    values: dict[str, Any] = {}
+    loss = torch.zeros(())
     for i, (out, last) in enumerate(zip(outs, lasts, strict=True)):
         loss = loss + (out * sequences.out_cotangents[i]).sum()
-        values[f"output of sequence {i}"] = out
-        cotangents = iter(sequences.state_cotangents[i])
-        for j, tensor in enumerate(_tensors(last)):
-            values[f"final state of sequence {i}, tensor {j}"] = tensor
-            if tensor.is_floating_point():
-                loss = loss + (tensor * next(cotangents)).sum()
+        values[f"output of sequence {i}"] = out.detach()
+        for n, (layer, cotangents) in enumerate(zip(_layers(last), sequences.state_cotangents[i], strict=True)):
+            values[f"final state of sequence {i}, layer {n}"] = [t.detach() for t in layer]
+            for tensor, cotangent in zip(*even_out([layer, cotangents]), strict=True):
+                if tensor.is_floating_point():
+                    loss = loss + (tensor * cotangent).sum()
     leaves = {f"parameter {name}": p for name, p in module.named_parameters() if p.requires_grad}
     leaves |= {name: x for name, x in kwargs.items() if isinstance(x, Tensor) and x.requires_grad}
     leaves |= {f"input {i}": x for i, x in enumerate(inputs) if x.requires_grad}
@@ -219,25 +238,32 @@ def _measure(
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for (name, x), gradient in zip(leaves.items(), gradients, strict=True):
             values[f"gradient of {name}"] = torch.zeros_like(x) if gradient is None else gradient
-    return {name: value.detach() for name, value in values.items()}
+    return values
 
 
-def _compare(where: str, got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+def _compare(where: str, got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
     for name, value in got.items():
-        reference = expected[name]
-        if value.shape != reference.shape:
-            raise AssertionError(
-                f"assert_equivalent: {where}: {name} must have shape {tuple(reference.shape)}, got {tuple(value.shape)}"
-            )
-        if not value.numel():
-            continue
-        difference = (value.double() - reference.double()).abs().max()
-        scale = reference.double().abs().max()
-        if not difference <= tolerance * scale:
-            raise AssertionError(
-                f"assert_equivalent: {where}: {name} differs by {difference:.1e} from the sequence alone in one pass,"
-                f" of a largest value {scale:.1e} (tolerance {tolerance:.0e} of it)"
-            )
+        if isinstance(value, list):  # a state, which may keep room for more than it holds
+            for j, (one, reference) in enumerate(zip(*even_out([value, expected[name]]), strict=True)):
+                _compare_one(f"{where}: {name}, tensor {j}", one, reference, tolerance)
+        else:
+            _compare_one(f"{where}: {name}", value, expected[name], tolerance)
+
+
+def _compare_one(what: str, value: Tensor, reference: Tensor, tolerance: float) -> None:
+    if value.shape != reference.shape:
+        raise AssertionError(
+            f"assert_equivalent: {what} must have shape {tuple(reference.shape)}, got {tuple(value.shape)}"
+        )
+    if not value.numel():
+        return
+    difference = (value.double() - reference.double()).abs().max()
+    scale = reference.double().abs().max()
+    if not difference <= tolerance * scale:
+        raise AssertionError(
+            f"assert_equivalent: {what} differs by {difference:.1e} from the sequence alone in one pass,"
+            f" of a largest value {scale:.1e} (tolerance {tolerance:.0e} of it)"
+        )
 
 
 def _check_start(module: nn.Module, x: Tensor, kwargs: dict[str, Any], tolerance: float) -> None:
@@ -248,17 +274,28 @@ def _check_start(module: nn.Module, x: Tensor, kwargs: dict[str, Any], tolerance
     _compare("from no state", outs[0], outs[1], tolerance)
 
 
+def _layers(state: Any) -> list[Any]:
+    """The tuples of tensors that a state is made of."""
+    if state is None:
+        return []
+    return [state] if isinstance(state, tuple) else [*state.layers, (state.position,)]
+
+
 def _tensors(state: Any) -> list[Tensor]:
-    return list(state) if isinstance(state, tuple) else state.tensors()
+    return [tensor for layer in _layers(state) for tensor in layer]
 
 
 def _with_tensors(like: Any, tensors: list[Tensor]) -> Any:
+    if like is None:
+        return None
     return type(like)(*tensors) if isinstance(like, tuple) else like.with_tensors(tensors)
 
 
 def _join(states: list[Any]) -> Any:
     """One state of several rows from states of one row."""
-    return _with_tensors(states[0], [torch.cat(ts) for ts in zip(*map(_tensors, states), strict=True)])
+    if states[0] is None:
+        return None
+    return State.cat(states) if isinstance(states[0], State) else cat_states(states)
 
 
 def _part(state: Any, rows: int) -> list[Any]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from longstream.layers._padding import run_unpadded
 from longstream.layers.norm import NORMS, make_norm
 from longstream.layers.short_conv import ShortConv
+from longstream.layers.state import register_state
 from longstream.ops import LowerBound, forget_gate, gla
 from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
 
@@ -42,6 +43,7 @@ def check_choices(
         raise ValueError(f"{who}: norm_eps must be a number >= 0, got {norm_eps!r}")
 
 
+@register_state
 class HGRN2State(NamedTuple):
     """What HGRN2 carries from token to token, float32 or wider."""
 

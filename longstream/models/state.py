@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longstream.layers import HGRN2State
-
-_LAYER_STATES = {cls.__name__: cls for cls in (HGRN2State,)}
+from longstream.layers.state import STATES, cat_states
 
 
 @dataclass(frozen=True)
 class State:
-    """The state of a `Backbone` or a `LanguageModel`; of constant size, however many tokens went in.
+    """The state of a `Backbone` or a `LanguageModel`; of constant size, however many tokens went in (but Hyena's exact
+    one, which is as long as the text).
 
     Functional: a model never changes a state it was given, so an old one can be kept and returned to.
 
     Attributes:
-        layers:      for each layer its mixer's NamedTuple of tensors, batch first, float32 or wider.
+        layers:      for each layer its mixer's named tuple of tensors, batch first, float32 or wider.
         position:    (B,) int64, tokens taken in by each row; pads do not count.
         fingerprint: of the model's configuration; another model refuses the state.
     """
@@ -84,6 +84,19 @@ class State:
             raise ValueError(f"State.fork: needs a state of one row, got {self.batch_size}; select one first")
         return self.repeat_interleave(n)
 
+    @staticmethod
+    def cat(states: Sequence["State"]) -> "State":
+        """One state of the rows of all, in order; they must be of one model.
+
+        Raises:
+            ValueError: there is none, or they are of different models.
+        """
+        if len({(state.fingerprint, len(state.layers)) for state in states}) != 1:
+            found = sorted({state.fingerprint for state in states})
+            raise ValueError(f"State.cat: states must be of one model, got fingerprints {found}")
+        layers = tuple(cat_states(layer) for layer in zip(*(state.layers for state in states), strict=True))
+        return State(layers, torch.cat([state.position for state in states]), states[0].fingerprint)
+
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write a safetensors file: beside first, then renamed, so that no half-written file ever has the name.
 
@@ -103,7 +116,7 @@ class State:
         about = {
             "format": "longstream.State",
             "fingerprint": self.fingerprint,
-            "layers": json.dumps([type(layer).__name__ for layer in self.layers]),
+            "layers": json.dumps([{"type": type(layer).__name__, "fields": layer._fields} for layer in self.layers]),
         }
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -129,9 +142,9 @@ class State:
                 if about.get("format") != "longstream.State":
                     raise ValueError("it is a safetensors file of something else")
                 layers = []
-                for i, name in enumerate(json.loads(about["layers"])):
-                    cls = _LAYER_STATES[name]
-                    layers.append(cls(*(file.get_tensor(f"layers.{i}.{field}") for field in cls._fields)))
+                for i, layer in enumerate(json.loads(about["layers"])):
+                    tensors = [file.get_tensor(f"layers.{i}.{field}") for field in layer["fields"]]
+                    layers.append(STATES[layer["type"]](*tensors))
                 return State(tuple(layers), file.get_tensor("position"), about["fingerprint"])
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise ValueError(f"State.load: {path} is damaged or not the file of a longstream State: {error}") from error
