@@ -4,8 +4,11 @@ from longstream.models.backbone import Backbone as Backbone
 from longstream.models.backbone import Block as Block
 from longstream.models.config import HGRN2Config as HGRN2Config
 from longstream.models.config import ModelConfig as ModelConfig
+from longstream.models.features import FeatureModel as FeatureModel
 from longstream.models.generate import generate as generate
 from longstream.models.generate import stream as stream
 from longstream.models.heads import LanguageModel as LanguageModel
 from longstream.models.heads import next_token_loss as next_token_loss
 from longstream.models.state import State as State
+from longstream.models.window import Window as Window
+from longstream.models.window import WindowState as WindowState
