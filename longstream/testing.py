@@ -42,11 +42,11 @@ def assert_equivalent(
 
     The module has ``forward(x, state=None, *, mask=None, cu_seqlens=None) -> (y, state)`` and ``step(x_t, state)``,
     state being a NamedTuple of tensors or a `State`; every layer, block and model of this library does, and anyone's
-    may. A module whose attribute ``causal`` is False looks both ways: it has no state and no step, and is compared in
-    the ways that need neither. For each length T, sequences of T, about T/2 and 0 tokens, each from a nonzero state, are run alone, in one
+    may. For each length T, sequences of T, about T/2 and 0 tokens, each from a nonzero state, are run alone, in one
     pass. That is compared with: the batch of them padded on the left, on the right and inside, with NaN (for ids: 0)
     on the pads; packed in one row; two of length T batched; cut into pieces, at the ends and in between; and token by
-    token.
+    token. A module whose attribute ``causal`` is False looks both ways: it has no state and no step, and is compared in
+    the ways that need neither.
 
     Args:
         module:     in the mode (train or eval) to be checked; it must be deterministic.

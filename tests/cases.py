@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from longstream.ops import LongConvState
+
 # B, T, H, K, V: nothing, one token, two, and both sides of a chunk of 64 and of several.
 GLA_SHAPES = [
     (2, 0, 3, 8, 5),
@@ -19,6 +21,9 @@ GLA_SHAPES = [
     (2, 65, 1, 7, 3),
     (3, 257, 2, 16, 24),
 ]
+
+# B, T, D, with the same T.
+GATED_SCAN_SHAPES = [(2, 0, 5), (1, 1, 3), (2, 2, 7), (2, 63, 15), (1, 64, 19), (2, 65, 13), (3, 257, 24)]
 
 # slow: a bf16 accumulator shows at 0.998 and not at 0.88. wide: from 1e-9 to 1 - 1e-9 side by side.
 # exact: gates of exactly 0 and 1, next to 1, and far below what exp can hold in float32.
@@ -88,6 +93,20 @@ def gla_case(B, T, H, K, V, *, gates="wide", dtype=torch.float64, num_states=Non
     return Case(inputs, d_out, rounded(rng.standard_normal(state), state_dtype), dtype, state_dtype)
 
 
+def gated_scan_case(B, T, D, *, unit="real", gates="wide", dtype=torch.float64, num_states=None, seed=0):
+    """x, log_forget, initial_state, theta if unit is "complex", and both cotangents."""
+    rng = np.random.default_rng([seed, B, T, D, len(unit)])
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    pair = (2,) if unit == "complex" else ()
+    state = (B if num_states is None else num_states, *pair, D)
+    inputs = {"x": rng.standard_normal((B, T, *pair, D)), "log_forget": log_forget(rng, gates, (B, T, D))}
+    inputs |= {"theta": rng.uniform(-3.2, 3.2, D)} if pair else {}
+    inputs = {name: rounded(array, dtype) for name, array in inputs.items()}
+    inputs["initial_state"] = rounded(rng.standard_normal(state), state_dtype)
+    d_out = rounded(rng.standard_normal((B, T, *pair, D)), dtype)
+    return Case(inputs, d_out, rounded(rng.standard_normal(state), state_dtype), dtype, state_dtype)
+
+
 def short_conv_case(B, T, D, W, *, bias=True, dtype=torch.float64, num_states=None, seed=0):
     """x, weight, bias, initial_state and both cotangents."""
     rng = np.random.default_rng([seed, B, T, D, W])
@@ -99,6 +118,80 @@ def short_conv_case(B, T, D, W, *, bias=True, dtype=torch.float64, num_states=No
     inputs["initial_state"] = rounded(rng.standard_normal(state), state_dtype)
     d_out = rounded(rng.standard_normal((B, T, D)), dtype)
     return Case(inputs, d_out, rounded(rng.standard_normal(state), state_dtype), dtype, state_dtype)
+
+
+@dataclass
+class LongConvCase:
+    """float64 arrays whose values the tested dtype can hold; the state's are leaves of their own, not made by a filter.
+
+    That way a pending that is made again, or not used, shows.
+    """
+
+    inputs: dict  # x, filters and, if any, skip
+    lengths: list | None  # of each row of the initial state, if there is one
+    state: dict  # recent, inputs_m and pending_m by name
+    counts: list  # tokens of each row, or of each packed sequence
+    d_out: np.ndarray
+    seed: int
+
+    def leaves(self, dtype, filter_dtype=None) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+        """-> the inputs by name, the initial state or None, and all of their tensors by name, which want gradients."""
+        dtypes = {"filters": filter_dtype or dtype}
+        inputs = {n: to_tensor(a, dtypes.get(n, dtype)).requires_grad_() for n, a in self.inputs.items()}
+        if self.lengths is None:
+            return inputs, None, dict(inputs)
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        state = {name: to_tensor(array, state_dtype).requires_grad_() for name, array in self.state.items()}
+        named = inputs | {f"initial {name}": tensor for name, tensor in state.items()}
+        return inputs, LongConvState(torch.tensor(self.lengths), *state.values()), named
+
+    def measure(self, named, out, final):
+        """out, the final state padded with zeros, and the gradients of a sum over both with random factors, by name.
+
+        Of a level that a row of the initial state lacks, the gradient means nothing and is left out.
+        """
+        after = [n + count for n, count in zip(self.lengths or [0] * len(self.counts), self.counts, strict=True)]
+        assert final.length.tolist() == after
+        levels = (max(after, default=0) // 64).bit_length()
+        loss = (out * to_tensor(self.d_out, out.dtype)).sum(dtype=final.recent.dtype)
+        values = {"out": out}
+        for i, name in enumerate(("recent", *(f"{n}_{m}" for m in range(levels) for n in ("inputs", "pending")))):
+            size = 64 << max(0, (i - 1) // 2)
+            tensor = final[i + 1] if i + 1 < len(final) else final.recent[:, :0]
+            rng = np.random.default_rng([self.seed, i])
+            cotangent = rounded(rng.standard_normal((len(after), size, tensor.shape[2])), torch.bfloat16)
+            loss = loss + (tensor * to_tensor(cotangent, tensor.dtype)[:, : tensor.shape[1]]).sum()
+            values[f"final {name}"] = torch.nn.functional.pad(tensor, (0, 0, 0, size - tensor.shape[1]))
+        assert all(tensor.numel() == 0 or not tensor.any() for tensor in final[2 + 2 * levels :])
+        grads = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+        for name, grad in zip(named, grads, strict=True):
+            m = int(name.rpartition("_")[2]) if name.startswith(("initial inputs", "initial pending")) else None
+            lacks = [m is not None and not n // 64 >> m & 1 for n in self.lengths or [0]]
+            values[f"d {name}"] = grad.masked_fill(torch.tensor(lacks)[:, None, None], 0) if any(lacks) else grad
+        return values
+
+
+def long_conv_case(B, T, D, L, *, lengths=None, counts=None, skip=True, dtype=torch.float64, seed=0):
+    """counts: of packed sequences, which make up T; lengths: of the rows of the initial state, else there is none."""
+    rng = np.random.default_rng([seed, B, T, D, L])
+    inputs = {"x": rng.standard_normal((B, T, D)), "filters": rng.standard_normal((D, L))}
+    inputs |= {"skip": rng.standard_normal(D)} if skip else {}
+    inputs = {name: rounded(array, dtype) for name, array in inputs.items()}
+    state = {}
+    if lengths is not None:
+        n = np.array(lengths)
+
+        def rows(size, kept):
+            values = rounded(rng.standard_normal((len(n), size, D)), dtype)
+            return np.where(kept[:, None, None] if kept.ndim == 1 else kept[:, :, None], values, 0)
+
+        state["recent"] = rows(64, np.arange(64) < (n % 64)[:, None])
+        for m in range((max(lengths) // 64).bit_length()):
+            held = (n // 64 >> m & 1).astype(bool)
+            for name in ("inputs", "pending"):
+                state[f"{name}_{m}"] = rows(64 << m if held.any() else 0, held)
+    d_out = rounded(rng.standard_normal((B, T, D)), dtype)
+    return LongConvCase(inputs, lengths, state, [T] * B if counts is None else counts, d_out, seed)
 
 
 # Every choice of the HGRN2 layer appears in at least one of these, next to different neighbors.
