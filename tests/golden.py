@@ -29,14 +29,41 @@ OFFICIAL_LAYERS = (
     "hgrn2_official_hgru2_1d_er8_lmconfig",
 )
 LAYERS = FLA_LAYERS + OFFICIAL_LAYERS
-LANGUAGE_MODELS = ("hgrn2_lm", "hgrn2_lm_4layer_tied")
-NOT_SHIPPED = {"hgrn2_layer_1head", "hgrn2_shortconv_bias_layer", "hgrn2_lm_4layer_tied"}
-FOR_LATER = (  # of models that do not exist yet, as patterns
-    "hgrn2_official_bihgru2_1d*",
-    "hgrn2_official_2d_parallel*",
-    "hgrn2_official_2d_series*",
-    "hgrn2_official_hgru1_real*",
+DIRECTIONS = {  # of the layers that look other ways than back
+    "hgrn2_official_bihgru2_1d_er8": "bidirectional",
+    "hgrn2_official_bihgru2_1d_er16": "bidirectional",
+    "hgrn2_official_2d_parallel_er4": "2d_parallel",
+    "hgrn2_official_2d_series_er4": "2d_series",
+}
+HGRN_LAYERS = (  # see tests/golden_hgrn.py
+    "hgrn1_layer",
+    "hgrn1_layer_h0",
+    "hgrn1_layer_nolb",
+    "hgrn1_layer_varlen",
+    "hgrn1_layer_leftpad",
+    "hgrn1_shortconv_layer",
+    "hgrn1_official_hgru1d_causal",
+    "hgrn1_official_hgru1d_bidir_shared",
+    "hgrn1_official_bihgru1d",
+    "hgrn1_official_hgru2d",
+    "hgrn1_official_bihgru2d",
+    "hgrn1_official_real1d_causal",
+    "hgrn1_official_real2d",
+    "hgrn2_official_hgru1_real_er2",  # an ablation of HGRN2's authors
 )
+LANGUAGE_MODELS = ("hgrn2_lm", "hgrn2_lm_4layer_tied")
+HGRN_LANGUAGE_MODELS = ("hgrn_lm", "hgrn_lm_4layer_tied")  # see tests/golden_lm.py
+NAMES = (*LAYERS, *DIRECTIONS, *HGRN_LAYERS, *LANGUAGE_MODELS, *HGRN_LANGUAGE_MODELS)
+NOT_SHIPPED = {
+    "hgrn2_layer_1head",
+    "hgrn2_shortconv_bias_layer",
+    "hgrn2_official_bihgru2_1d_er16",
+    "hgrn2_official_2d_series_er4",
+    "hgrn2_lm_4layer_tied",
+    "hgrn1_layer_varlen",
+    "hgrn1_official_bihgru2d",
+    "hgrn_lm_4layer_tied",
+}
 
 FLA_NAMES = {
     "q_proj": "q_proj",
@@ -92,6 +119,11 @@ def official_layer_params(w):
     return renamed
 
 
+def official_layout(t):
+    """The official modules' time-first (T, B, D) or (height, width, B, D) with the batch first."""
+    return np.moveaxis(t, -2, 0)
+
+
 def fla_lm_params(w):
     """fla's causal language model -> our LanguageModel."""
     renamed = {}
@@ -108,7 +140,8 @@ def fla_lm_params(w):
     return renamed
 
 
-def _below(arrays, prefix):
+def below(arrays, prefix):
+    """The arrays whose names begin with ``prefix``, by the rest of their names."""
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
@@ -144,11 +177,11 @@ def layer_case(name):
     """The golden layer ``name`` as a LayerCase."""
     a = load(name)
     meta = json.loads(str(a["meta"]))
-    official = name in OFFICIAL_LAYERS
+    official = name in OFFICIAL_LAYERS or name in DIRECTIONS
     rename = official_layer_params if official else fla_layer_params
-    grads = rename(_below(a, "grad.w."))
-    time_first = (lambda t: t.swapaxes(0, 1)) if official else (lambda t: t)
-    grads["x"] = time_first(a["grad.x"])
+    grads = rename(below(a, "grad.w."))
+    batch_first = official_layout if official else (lambda t: t)
+    grads["x"] = batch_first(a["grad.x"])
     if "lower_bound" in a:
         grads["bound"] = a["grad.lower_bound"]
     key_first = {key: a[key].swapaxes(-1, -2) for key in ("h0", "ht", "dht", "grad.h0") if key in a}
@@ -165,10 +198,10 @@ def layer_case(name):
         conv_out = np.concatenate([a[f"conv_state.{c}"][:, :, 1:].swapaxes(1, 2) for c in ("q", "f", "i")], -1)
     return LayerCase(
         config=config,
-        params=rename(_below(a, "w.")),
-        x=time_first(a["x"]),
-        y=time_first(a["o"]),
-        d_y=time_first(a["do"]),
+        params=rename(below(a, "w.")),
+        x=batch_first(a["x"]),
+        y=batch_first(a["o"]),
+        d_y=batch_first(a["do"]),
         grads=grads,
         bound=a.get("lower_bound"),
         mask=a.get("attention_mask"),
@@ -191,6 +224,7 @@ def _official_config(name):
         "norm": "layer",
         "norm_eps": 1e-5,
         "bias": True,
+        **({"direction": DIRECTIONS[name]} if name in DIRECTIONS else {}),
     }
 
 
@@ -228,8 +262,8 @@ def language_model_case(name):
     layers = config["num_hidden_layers"]
     return LanguageModelCase(
         config=config,
-        params=fla_lm_params(_below(a, "w.")),
-        grads=fla_lm_params(_below(a, "grad.w.")),
+        params=fla_lm_params(below(a, "w.")),
+        grads=fla_lm_params(below(a, "grad.w.")),
         ids=a["input_ids"],
         logits=a["logits"],
         loss=float(a["loss"]),

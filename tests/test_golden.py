@@ -1,20 +1,18 @@
 """Golden files: none is forgotten, and a directory without them does not pass for one with them."""
 
-from fnmatch import fnmatch
-
 import pytest
 
 from tests import golden
 
 
 def test_no_file_is_forgotten():
-    names = {path.stem for path in golden.directory().glob("hgrn2*.npz")}
-    unused = names - set(golden.LAYERS) - set(golden.LANGUAGE_MODELS)
-    assert {name for name in unused if not any(fnmatch(name, pattern) for pattern in golden.FOR_LATER)} == set()
+    directory = golden.directory()
+    names = {path.stem for pattern in ("hgrn2*", "hgrn1*", "hgrn_lm*") for path in directory.glob(f"{pattern}.npz")}
+    assert names - set(golden.NAMES) == set()
 
 
 def test_files_not_shipped_are_in_use():
-    assert set(golden.LAYERS + golden.LANGUAGE_MODELS) >= golden.NOT_SHIPPED
+    assert set(golden.NAMES) >= golden.NOT_SHIPPED
 
 
 def test_without_the_variable_tests_are_skipped(monkeypatch):
@@ -23,7 +21,7 @@ def test_without_the_variable_tests_are_skipped(monkeypatch):
         golden.load("hgrn2_layer")
 
 
-@pytest.mark.parametrize("name", golden.LAYERS + golden.LANGUAGE_MODELS)
+@pytest.mark.parametrize("name", golden.NAMES)
 def test_a_missing_file_is_a_failure_unless_it_is_not_shipped(name, monkeypatch, tmp_path):
     monkeypatch.setenv("LONGSTREAM_GOLDEN", str(tmp_path))
     outcome = pytest.skip.Exception if name in golden.NOT_SHIPPED else pytest.fail.Exception
