@@ -1,4 +1,4 @@
-"""The channel mixer of a block."""
+"""The channel mixers of a block."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,3 +21,25 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GeluMLP(nn.Module):
+    """``y = W_down GELU(W_up x + b_up) + b_down``, GELU by its tanh approximation (Hendrycks & Gimpel 2016,
+    arXiv:1606.08415), as in HyenaDNA.
+
+    Args:
+        hidden_size:       D, of input and output.
+        intermediate_size: width between.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, intermediate_size)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+MLPS = {"swiglu": SwiGLU, "gelu": GeluMLP}
