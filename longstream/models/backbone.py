@@ -1,37 +1,48 @@
 """Block and Backbone: one file for every mixer."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from longstream.layers import RMSNorm, ShortConv, SwiGLU
+from longstream.layers import HGRN, HGRN2, MLPS, RMSNorm, ShortConv, make_norm
 from longstream.layers._padding import repad, run_unpadded
-from longstream.models.config import ModelConfig
+from longstream.models.config import ModelConfig, deciding, has_gates
 from longstream.models.state import State
 from longstream.ops import LowerBound, lower_bounds
 from longstream.ops._check import check_cu_seqlens, check_shapes
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: ``x = x + mixer(norm(x))``, then ``x = x + mlp(norm(x))``, with RMS norms and SwiGLU.
+    """Pre-norm residual block: ``x = x + mixer(norm(x))``, then ``x = x + mlp(norm(x))``; dropout on what is added.
+
+    Args:
+        config: which norm, MLP and dropout, and the mixers.
+        layer:  whose mixer this block has.
 
     Arguments, shapes and errors of `forward` and `step` are the mixer's.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int = 0):
         super().__init__()
         self.hidden_size = config.hidden_size
-        self.mixer_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mixer = config.build_mixer()
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = SwiGLU(config.hidden_size, config.mlp_size)
+        self.mixer_norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        self.mixer = config.build_mixer(layer)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        self.mlp = MLPS[config.mlp](config.hidden_size, config.mlp_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def causal(self) -> bool:
+        """Whether the mixer goes from token to token."""
+        return getattr(self.mixer, "causal", True)
 
     def init_state(self, batch_size: int, **kwargs: Any) -> Any:
         """The mixer's state before the first token."""
-        return self.mixer.init_state(batch_size, **kwargs)
+        return self.mixer.init_state(batch_size, **kwargs)  # type: ignore[operator]
 
     def forward(
         self,
@@ -46,8 +57,8 @@ class Block(nn.Module):
         if mask is not None:
             return run_unpadded("Block", self.forward, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
+        x = x + self.dropout(y)
+        return x + self.dropout(self.mlp(self.mlp_norm(x))), state
 
     def step(self, x_t: Tensor, state: Any, *, lower_bound: LowerBound | Tensor | None = None) -> tuple[Tensor, Any]:
         """x_t (B, D) -> (B, D) and the mixer's state."""
@@ -57,9 +68,10 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Blocks and a final RMS norm on feature sequences, with the lower bounds that the blocks share.
+    """Blocks and a final norm on feature sequences, with the lower bounds that the blocks with forget gates share.
 
-    The bounds come from one parameter, ``lower_bounds`` (L, D); see `longstream.ops.lower_bounds`.
+    The bounds come from one parameter, ``lower_bounds`` (L, E), E being the width of the gates and L the number of all
+    layers; see `longstream.ops.lower_bounds`.
     """
 
     def __init__(self, config: ModelConfig):
@@ -67,20 +79,46 @@ class Backbone(nn.Module):
         self.config = config
         self.hidden_size = config.hidden_size
         self.fingerprint = fingerprint(config)
-        shape = (config.num_layers, config.hidden_size)
-        self.lower_bounds = None if config.lower_bound is None else nn.Parameter(torch.zeros(shape))
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        E = config.gate_size
+        self.lower_bounds = None if E is None else nn.Parameter(torch.zeros(config.num_layers, E))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        for block in self.layers:
+            for projection in (block.mixer.out_proj, block.mlp.down_proj):  # type: ignore[union-attr]
+                projection.writes_residual = True  # type: ignore[union-attr]
+        for module in self.modules():
+            if getattr(module, "keeps_own_init", False):
+                for part in [*module.modules()][1:]:
+                    part.initialized_by_owner = True  # type: ignore[assignment]
         self.apply(self.init_weights)
 
+    @property
+    def causal(self) -> bool:
+        """Whether every layer goes from token to token."""
+        return all(getattr(block, "causal", True) for block in self.layers)
+
     def init_weights(self, module: nn.Module) -> None:
-        """The initialization of one submodule: normal weights, no biases, norms 1, lower bounds evenly spaced."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        """The initialization of one submodule: normal weights, no biases, norms 1, lower bounds evenly spaced.
+
+        Modules with ``keeps_own_init``, as Hyena's filters, make themselves with all that is in them.
+        """
+        if getattr(module, "initialized_by_owner", False):
+            return
+        if getattr(module, "keeps_own_init", False):
+            module.reset_parameters()  # type: ignore[operator]
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            shrinks = self.config.rescale_residual and getattr(module, "writes_residual", False)
+            scale = (2 * self.config.num_layers) ** -0.5 if shrinks else 1.0
+            nn.init.normal_(module.weight, std=self.config.initializer_range * scale)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, ShortConv | RMSNorm | nn.LayerNorm):
             module.reset_parameters()
+        elif isinstance(module, HGRN | HGRN2):
+            if isinstance(module, HGRN):
+                module.reset_parameters()
+            if self.config.memory:
+                _remember(module, self.config.memory)
         elif isinstance(module, Backbone) and module.lower_bounds is not None:
             nn.init.zeros_(module.lower_bounds)
 
@@ -89,7 +127,8 @@ class Backbone(nn.Module):
     ) -> State:
         """The state before the first token, for ``batch_size`` rows; by default on the model's device, in its dtype."""
         layers = tuple(block.init_state(batch_size, device=device, dtype=dtype) for block in self.layers)  # type: ignore[operator]
-        device = self.norm.weight.device if device is None else device
+        if device is None:
+            device = next(self.parameters()).device
         return State(layers, torch.zeros(batch_size, dtype=torch.long, device=device), self.fingerprint)
 
     def forward(
@@ -105,7 +144,7 @@ class Backbone(nn.Module):
         """x (B, T, D) -> normalized y (B, T, D) and the state after the last token.
 
         Args:
-            x:             (B, T, D), any T >= 0.
+            x:             (B, T, D), any T >= 0; with two-dimensional mixers (B, height, width, D).
             state:         State of B rows, or None for the start. With cu_seqlens, one row for each sequence.
             mask:          (B, T), 1 for tokens and 0 for pads, which are as if not there; y is 0 on them.
             cu_seqlens:    (N + 1,) boundaries of N sequences packed in one row (B = 1). Not with mask.
@@ -115,7 +154,8 @@ class Backbone(nn.Module):
         Raises:
             ValueError: shapes disagree, mask and cu_seqlens are both given, or the state is another model's.
         """
-        check_shapes("Backbone", {"D": self.hidden_size}, x=(x, "B T D"))
+        is_grid = isinstance(x, Tensor) and x.dim() == 4
+        check_shapes("Backbone", {"D": self.hidden_size}, x=(x, "B Y X D" if is_grid else "B T D"))
         if mask is not None:
             collected: list[Tensor] | None = None if hidden_states is None else []
             kwargs = {"cu_seqlens": cu_seqlens, "run_block": run_block, "hidden_states": collected}
@@ -132,20 +172,23 @@ class Backbone(nn.Module):
             before, position = state.layers, state.position
         run = run_block or (lambda block, *args, **kwargs: block(*args, **kwargs))
         limits = None if self.lower_bounds is None else lower_bounds(self.lower_bounds, self.config.lower_bound or "")
+        deeper_gates = any(map(has_gates, self.config.mixers[1:]))
         layers = []
         for i, block in enumerate(self.layers):
             if hidden_states is not None:
                 hidden_states.append(x)
-            # Layer 0 has no bound under either sum and takes the shorter path, unless it is the only layer: sharded
+            # Layer 0 has no bound under either sum and takes the shorter path, unless only it has gates: sharded
             # training wants every parameter in the graph.
-            limit = None if limits is None or (i == 0 and len(self.layers) > 1) else limits.of_layer(i)
+            limit = None
+            if limits is not None and has_gates(self.config.mixers[i]) and (i > 0 or not deeper_gates):
+                limit = limits.of_layer(i)
             x, layer = run(block, x, before[i], cu_seqlens=bounds, lower_bound=limit)
             layers.append(layer)
         y = self.norm(x)
         if hidden_states is not None:
             hidden_states.append(y)
         if bounds is None:
-            taken = torch.full_like(position, x.shape[1])
+            taken = torch.full_like(position, x.shape[1:-1].numel())
         else:
             taken = torch.tensor(bounds, device=x.device).diff()
         return y, State(tuple(layers), position + taken, self.fingerprint)
@@ -170,10 +213,21 @@ class Backbone(nn.Module):
             raise ValueError(f"Backbone: state must have {rows} rows, one for each sequence, got {state.batch_size}")
 
 
+@torch.no_grad()
+def _remember(mixer: HGRN | HGRN2, tokens: int) -> None:
+    """Biases with which the forget gates take 2 to ``tokens`` tokens to fall by e, evenly in their logs.
+
+    Tallec & Ollivier 2018 (arXiv:1804.11188) draw such times at random; here the channels of a head have all of them.
+    """
+    bias = mixer.forget_proj.bias
+    assert bias is not None
+    channels = mixer.expand_ratio if isinstance(mixer, HGRN2) else len(bias)
+    times = torch.logspace(math.log10(2), math.log10(max(tokens, 2)), channels, dtype=torch.float64)
+    bias.copy_((times - 1).log().to(bias.device).repeat(len(bias) // channels))
+
+
 def fingerprint(config: ModelConfig) -> str:
     """A short hash of what decides a state's meaning; the vocabulary, the backend and the initialization do not."""
-    mixer = {name: value for name, value in vars(config.mixer).items() if name != "backend"}
-    mixer |= {name: float(mixer[name]) for name in ("query_scale", "norm_eps")}  # 1 and 1.0 are one setting
-    deciding = [type(config.mixer).__name__, sorted(mixer.items()), config.hidden_size, config.num_layers]
-    deciding += [config.mlp_size, float(config.norm_eps), config.lower_bound]
-    return hashlib.sha256(repr(deciding).encode()).hexdigest()[:16]
+    parts: list[Any] = [deciding(mixer) for mixer in config.mixers]
+    parts += [config.hidden_size, config.mlp, config.mlp_size, config.norm, float(config.norm_eps), config.lower_bound]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

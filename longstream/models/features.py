@@ -110,8 +110,8 @@ class FeatureModel(nn.Module):
             if state is not None and bool(reset.any()):
                 rows = torch.arange(sizes["B"], device=reset.device).masked_fill(reset, sizes["B"])
                 state = State.cat([state, self._fresh(1, state)]).select(rows)
-        y, state = self._features(x_t[:, None], state)
-        return y[:, 0], state
+        x_t = x_t if self.input_projection is None else self.input_projection(x_t)
+        return self.backbone.step(self.dropout(x_t), state)
 
     def prefill(self, x: Tensor, state: State | None = None, **kwargs: Any) -> State:
         """The state after the frames x (B, T, E), made in parallel; keyword arguments as of `forward`."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from longstream.models.backbone import Backbone
+from longstream.models.decode import longest
 from longstream.models.heads import LanguageModel, check_ids
 
 
@@ -46,6 +48,7 @@ def stream(
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt)
     check_ids("generate", ids, model.vocab_size)
+    check_length("generate", model.backbone, int(lengths.max()), max_new_tokens)
     base = int(torch.empty((), dtype=torch.int64).random_()) if seed is None else seed
     generators = [torch.Generator(device).manual_seed(hash((base, row)) % 2**63) for row in range(len(prompts))]
     return _stream(model, ids, lengths, max_new_tokens, temperature, top_k, top_p, generators, eos_token_id)
@@ -81,13 +84,23 @@ def _stream(
     logits = model.lm_head(y[rows, lengths - 1])  # the head only where a token is drawn
     alive = [True] * len(ids)
     for made in range(max_new_tokens):
-        token = _draw(logits, temperature, top_k, top_p, generators)
+        token = _draw(logits[:, : model.vocab_size], temperature, top_k, top_p, generators)
         now = token.tolist()
         yield [t if live else None for t, live in zip(now, alive, strict=True)]
         alive = [live and t != eos_token_id for t, live in zip(now, alive, strict=True)]
         if made + 1 == max_new_tokens or not any(alive):
             return
         logits, state = model.step(token, state)
+
+
+def check_length(who: str, backbone: Backbone, prompt: int, max_new_tokens: int) -> None:
+    """Refuse beforehand what would run into the longest sequence that a model with Hyena takes."""
+    limit = longest(backbone)
+    if limit is not None and prompt + max(max_new_tokens - 1, 0) > limit:  # the last token is not fed back
+        raise ValueError(
+            f"{who}: prompt and new tokens must fit into max_seq_len={limit}, got {prompt} + {max_new_tokens}; shorten "
+            "them, or build the model with a larger max_seq_len"
+        )
 
 
 def _draw(

@@ -16,6 +16,9 @@ from longstream.ops._check import wide
 class LanguageModel(nn.Module):
     """Embeddings, `Backbone` and a linear head over the vocabulary, tied to the embeddings or not.
 
+    Where config.vocab_multiple makes the embeddings longer than the vocabulary, the logits are as long; `generate`
+    never draws what is beyond vocab_size.
+
     Args:
         config: with vocab_size.
     Raises:
@@ -28,9 +31,10 @@ class LanguageModel(nn.Module):
             raise ValueError("LanguageModel: config.vocab_size must be given, got None")
         self.config = config
         self.vocab_size = config.vocab_size
-        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.embed_dropout)
         self.backbone = Backbone(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.embeddings.apply(self.backbone.init_weights)
         self.lm_head.apply(self.backbone.init_weights)
         if config.tie_embeddings:
@@ -48,7 +52,7 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, State]:
-        """ids (B, T) int -> logits (B, T, vocab_size) and the state; logits[:, t] are of the token after t.
+        """ids (B, T) int -> logits (B, T, config.padded_vocab_size) and the state; those at t are for t + 1.
 
         state, mask and cu_seqlens as in `Backbone.forward`; logits on pads are 0.
 
@@ -56,11 +60,12 @@ class LanguageModel(nn.Module):
             ValueError: ids are not (B, T), or out of range; and what `Backbone.forward` raises.
         """
         check_ids("LanguageModel", ids, self.vocab_size)
-        y, last = self.backbone(self.embeddings(ids.long()), state, mask=mask, cu_seqlens=cu_seqlens)
+        x = self.dropout(self.embeddings(ids.long()))
+        y, last = self.backbone(x, state, mask=mask, cu_seqlens=cu_seqlens)
         return self.lm_head(y), last
 
     def step(self, ids_t: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """One token a row: ids_t (B,) -> logits (B, vocab_size) and the state after it."""
+        """One token a row: ids_t (B,) -> logits (B, config.padded_vocab_size) and the state after it."""
         if not isinstance(ids_t, Tensor) or ids_t.dim() != 1:
             got = tuple(ids_t.shape) if isinstance(ids_t, Tensor) else type(ids_t).__name__
             raise ValueError(f"LanguageModel.step: ids_t must have shape (B,), got {got}")

@@ -20,7 +20,7 @@ def changed(**changes: Any) -> ModelConfig:
     [
         ({"hidden_size": 0}, "ModelConfig.hidden_size must be an integer >= 1, got 0"),
         ({"num_layers": 1.5}, "ModelConfig.num_layers must be an integer >= 1, got 1.5"),
-        ({"lower_bound": "yes"}, "ModelConfig.lower_bound must be 'inclusive', 'exclusive' or None, got 'yes'"),
+        ({"lower_bound": "yes"}, "ModelConfig.lower_bound must be one of .*None.*, got 'yes'"),
     ],
 )
 def test_bad_sizes_and_choices(changes: dict, says: str):
@@ -31,7 +31,7 @@ def test_bad_sizes_and_choices(changes: dict, says: str):
 def test_unknown_and_wrong_options():
     with pytest.raises(TypeError, match="hiden_size"):
         ModelConfig(hiden_size=3, num_layers=1)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="mixer must be one of"):
+    with pytest.raises(TypeError, match=r"ModelConfig\.mixer must be of .*got dict"):
         changed(mixer={"expand_ratio": 4})
     with pytest.raises(ValueError, match="HGRN2: expand_ratio must divide hidden_size 12, got 5"):
         Backbone(changed(mixer=HGRN2Config(expand_ratio=5)))
@@ -214,7 +214,7 @@ def test_a_mask_does_not_run_hooks_twice():
 
 
 def test_inputs_unlike_the_weights():
-    mixer = CONFIG.build_mixer()
+    mixer = CONFIG.build_mixer(0)
     with pytest.raises(TypeError, match=r"HGRN2: x must be torch.float32 like the weights, got torch.float64"):
         mixer(torch.zeros(1, 2, 12, dtype=torch.float64))
     with pytest.raises(ValueError, match="HGRN2: x must be on cpu like the weights, got meta"):
