@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "longstream").rglob("*.py"))
 
 # A part imports itself and the parts before it. "longstream" is longstream/__init__.py.
-ORDER = ["ops", "layers", "models", "testing", "longstream", "hf", "train", "cli", "__main__"]
+ORDER = ["ops", "layers", "models", "edifice", "catalog", "testing", "longstream", "hf", "train", "cli", "__main__"]
 
 # Who may import what besides the standard library; a package named nowhere here is not used at all.
 EVERYWHERE = {"longstream", "torch", "numpy"}
 THIRD_PARTY = {
-    "safetensors": {"models/state.py", "hf", "train"},
+    "safetensors": {"models/state.py", "edifice/axon.py", "hf", "train"},
     "transformers": {"hf", "train"},
     "tokenizers": {"hf", "train"},
     "accelerate": {"train"},
@@ -25,7 +25,7 @@ THIRD_PARTY = {
     "rich": {"train", "cli"},
     "tomli": {"train", "cli"},
 }
-FILES_AND_ENVIRONMENT = {"models/state.py", "train", "cli"}  # State.save and State.load are the models' only files
+FILES_AND_ENVIRONMENT = {"models/state.py", "edifice/axon.py", "train", "cli"}  # states, and weights by Axon's names
 TOUCHES_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "save_file", "load_file", "safe_open"}
 RUNS_CODE = {"pickle", "shelve", "marshal"}  # reading such a file runs what is in it
 
