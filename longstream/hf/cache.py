@@ -1,4 +1,4 @@
-"""What sits under ``past_key_values``: a shell around the model's state, whose size does not grow with the text."""
+"""What sits under ``past_key_values``: a shell around the model's state."""
 
 import copy
 from typing import Any, NoReturn
@@ -37,7 +37,7 @@ class RecurrentCache(Cache):
         return self.seq_length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """-1: there is no longest text."""
+        """-1: the cache sets no limit; a model with Hyena does, in its configuration."""
         return -1
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:

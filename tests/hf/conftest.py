@@ -8,30 +8,63 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
-from longstream.hf import HGRN2Config, HGRN2ForCausalLM
-from tests.golden import LANGUAGE_MODELS, load
+from longstream.hf import HGRN2Config, HGRNConfig, LongstreamConfig, LongstreamForCausalLM
+from longstream.models import AttentionConfig, HyenaConfig, ModelConfig
+from longstream.models import HGRN2Config as HGRN2MixerConfig
+from longstream.models import HGRNConfig as HGRNMixerConfig
+from tests.golden import load
+from tests.golden_lm import LANGUAGE_MODELS
 
 VOCAB = 19
+HYENA = HyenaConfig(max_seq_len=64, filter_width=8, positional_width=5)
+ATTENTION = AttentionConfig(num_heads=4, num_kv_heads=2, window_size=4, qkv_bias=True)
+ATTN = {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True, "window_size": 4}
+FLA: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "intermediate_size": 16,
+    "eos_token_id": None,
+}
+OURS: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 24, "num_layers": 2, "intermediate_size": 16}
+CONVS = {"use_short_conv": True, "conv_size": 3}
+
+# A class of configuration and its small fields, by a name for the kind.
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "hgrn2": (HGRN2Config, FLA | CONVS | {"expand_ratio": 6}),
+    "hgrn": (HGRNConfig, FLA | CONVS | {"expand_ratio": 2}),
+    "hgrn2 hybrid": (HGRN2Config, FLA | CONVS | {"num_hidden_layers": 3, "expand_ratio": 6, "attn": ATTN}),
+    "hgrn hybrid": (HGRNConfig, FLA | {"num_hidden_layers": 3, "unit": "complex", "attn": ATTN}),
+    "hyena": (ModelConfig, OURS | {"mixer": HYENA, "vocab_multiple": 8, "mlp": "gelu", "norm": "layer"}),
+    "mixture": (
+        ModelConfig,
+        OURS | {"num_layers": 4, "layers": (HGRNMixerConfig(), HYENA, HGRN2MixerConfig(expand_ratio=6), ATTENTION)},
+    ),
+}
 
 
 def write_fla(directory: Path, config: dict, weights: dict) -> Path:
     """A directory as fla's own save_pretrained leaves it."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config | {"architectures": ["HGRN2ForCausalLM"]}))
+    architecture = f"{config['model_type'].upper()}ForCausalLM"
+    (directory / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "model.safetensors")
     return directory
 
 
-def tiny_config(**fields: Any):
-    small: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "expand_ratio": 6}
-    small |= {"intermediate_size": 16, "use_short_conv": True, "conv_size": 3, "eos_token_id": None}
-    return HGRN2Config(**(small | fields))
+def tiny_config(kind: str = "hgrn2", **fields: Any) -> Any:
+    cls, small = KINDS[kind]
+    if cls is ModelConfig:
+        return LongstreamConfig.from_model_config(ModelConfig(**(small | fields)))
+    return cls(**(small | fields))
 
 
-def tiny_model(**fields: Any):
+def tiny_model(kind: str = "hgrn2", **fields: Any) -> Any:
     """Float64, and random enough that a wrong gate, tap or bound shows."""
-    model = HGRN2ForCausalLM(tiny_config(**fields)).double().eval()
+    model: Any = AutoModelForCausalLM.from_config(tiny_config(kind, **fields)).double().eval()
+    assert isinstance(model, LongstreamForCausalLM)
     generator = torch.Generator().manual_seed(len(fields))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -39,6 +72,10 @@ def tiny_model(**fields: Any):
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         model.model.embeddings.weight.mul_(VOCAB**0.5)
     return model
+
+
+def has_hyena(model: Any) -> bool:
+    return model.config.to_model_config().max_seq_len is not None
 
 
 def load_with_info(cls, directory, **options: Any) -> Any:
@@ -59,9 +96,10 @@ def left_padded(prompts, pad=0):
     return ids, mask
 
 
-@pytest.fixture
-def model():
-    return tiny_model()
+@pytest.fixture(params=["hgrn2", "hgrn", "hgrn2 hybrid", "hyena", "mixture"])
+def model(request):
+    """A tiny model of each type, a hybrid, and one of every mixer at once."""
+    return tiny_model(request.param)
 
 
 @pytest.fixture(params=LANGUAGE_MODELS)
@@ -72,6 +110,7 @@ def golden(request, tmp_path):
     weights = {name[2:]: tensor for name, tensor in arrays.items() if name.startswith("w.")}
     grads = {name[7:]: tensor for name, tensor in arrays.items() if name.startswith("grad.w.")}
     return SimpleNamespace(
+        name=request.param,
         directory=write_fla(tmp_path / "fla", config, weights),
         config=config,
         weights=weights,

@@ -8,9 +8,11 @@ import torch
 from transformers import Cache
 
 from longstream.hf import RecurrentCache
-from tests.hf.conftest import random_ids
+from longstream.models import HyenaConfig
+from tests.hf.conftest import ATTENTION, has_hyena, left_padded, random_ids, tiny_model
 from tests.numerics import assert_same
 
+HYENA_LONG = HyenaConfig(max_seq_len=200, filter_width=8, positional_width=5)
 IDS, NEXT = random_ids(3, 6), random_ids(3, 1, seed=4)
 
 
@@ -23,9 +25,10 @@ def logits(model, cache, ids):
     return model(ids, past_key_values=copy.deepcopy(cache)).logits
 
 
-def test_is_a_cache_of_transformers(cache):
+def test_is_a_cache_of_transformers(model, cache):
     assert isinstance(cache, Cache)
-    assert (len(cache), cache.batch_size, cache.get_seq_length(), cache.get_max_length()) == (2, 3, 6, -1)
+    assert len(cache) == len(model.model.backbone.layers)
+    assert (cache.batch_size, cache.get_seq_length(), cache.get_max_length()) == (3, 6, -1)
     assert not cache.is_compileable
     assert not cache.is_croppable
     assert cache.is_initialized
@@ -76,9 +79,10 @@ def test_copies_are_apart(model, duplicate):
     assert_same("logits", model(NEXT, past_key_values=twin).logits, first)
 
 
-def test_size_does_not_grow(model):
-    sizes = {model(random_ids(3, T)).past_key_values.state.nbytes for T in (1, 2, 50)}
-    assert len(sizes) == 1
+def test_size_does_not_grow_but_hyenas(model):
+    sizes = [model(random_ids(3, T)).past_key_values.state.nbytes for T in (1, 2, 64)]
+    assert sizes[0] == sizes[1]
+    assert (sizes[1] < sizes[2]) == has_hyena(model)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +93,25 @@ def test_size_does_not_grow(model):
         (lambda cache: cache.update(torch.ones(1), torch.ones(1), 0), "no keys and values"),
     ],
 )
-def test_refusals(cache, call, words):
+def test_refusals(call, words):
+    cache = RecurrentCache(tiny_model()(IDS).past_key_values.state)
     with pytest.raises(NotImplementedError, match="RecurrentCache.*" + words):
         call(cache)
+
+
+def test_rows_of_different_lengths_past_a_block_of_hyena():
+    """States of a row that Hyena has made long and of one that it has not, in one cache: chosen, repeated, copied."""
+    model = tiny_model("mixture", layers=(HYENA_LONG, ATTENTION))
+    texts = [random_ids(length, seed=length).tolist() for length in (150, 70, 3)]
+    ids, mask = left_padded(texts)
+    cache = model(ids, attention_mask=mask).past_key_values
+    assert len({len(layer) for layer in cache.state.layers}) > 1
+    cache.batch_repeat_interleave(2)
+    cache.reorder_cache(torch.tensor([5, 1, 2]))
+    for twin in (copy.deepcopy(cache), pickle.loads(pickle.dumps(RecurrentCache(cache.state.detach())))):
+        for row, text in enumerate((texts[2], texts[0], texts[1])):
+            expected = model(torch.cat([torch.tensor([text]), NEXT[row][None]], 1)).logits[0, -1]
+            assert_same("logits", logits(model, twin, NEXT)[row, 0], expected)
 
 
 def test_wrong_state():

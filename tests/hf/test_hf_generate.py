@@ -7,8 +7,9 @@ import torch
 from transformers import GenerationConfig
 
 from longstream.hf import RecurrentCache
+from longstream.models import State, set_decode
 from longstream.models import generate as native_generate
-from tests.hf.conftest import left_padded, random_ids, tiny_model
+from tests.hf.conftest import VOCAB, left_padded, random_ids, tiny_model
 from tests.numerics import assert_same
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
@@ -28,7 +29,8 @@ def write(model, ids, **options):
 
 def greedy_by_hand(model, ids, n):
     for _ in range(n):
-        ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        logits = model(ids, use_cache=False).logits[:, -1:, :VOCAB]
+        ids = torch.cat([ids, logits.argmax(-1)], 1)
     return ids
 
 
@@ -80,6 +82,21 @@ def test_prompt_in_two_calls_without_pads(model):
     assert cache.get_seq_length() == 13  # the last token written has not been read
     more = write(model, whole, **GREEDY, past_key_values=cache)
     assert more.equal(greedy_by_hand(model, IDS, 16))
+
+
+def test_goes_on_from_a_state(model, tmp_path):
+    model(IDS[:, :5]).past_key_values.state.save(tmp_path / "state")
+    state = State.load(tmp_path / "state")
+    assert write(model, IDS, **GREEDY, past_key_values=state).equal(write(model, IDS, **GREEDY))
+    assert state.position.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("kind", ["hyena", "mixture"])
+def test_ways_of_decoding_write_the_same(kind):
+    model = tiny_model(kind)
+    expected = write(model, IDS, **BEAMS)
+    set_decode(model, "naive")
+    assert write(model, IDS, **BEAMS).equal(expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 100])

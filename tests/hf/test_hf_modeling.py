@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from longstream.hf import RecurrentCache
-from longstream.models import State
+from longstream.models import HyenaConfig, State
 from tests.hf.conftest import VOCAB, left_padded, random_ids, tiny_model
 from tests.numerics import assert_same
 
@@ -98,7 +98,7 @@ def test_loss_is_transformers_loss(model):
     for extra in [*extras, {"num_items_in_batch": torch.tensor(5)}]:
         got = model(ids, labels=labels.masked_fill(labels == -100, extra.get("ignore_index", -100)), **extra).loss
         full = labels.masked_fill(labels == -100, extra.get("ignore_index", -100))
-        assert_same("loss", got, ForCausalLMLoss(out.logits, full, VOCAB, **extra), 0)
+        assert_same("loss", got, ForCausalLMLoss(out.logits, full, out.logits.shape[-1], **extra), 0)
     kept = labels[:, 1:] != -100
     mean = F.cross_entropy(out.logits[:, :-1][kept], ids[:, 1:][kept])
     assert_same("loss", out.loss, mean, 1e-6)  # float32, a mean in another order
@@ -115,13 +115,24 @@ def test_loss_trains_every_parameter(model):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize(
+    ("reentrant", "every", "pads"), [(False, 1, False), (True, 1, True), (False, 2, True), (True, 2, False)]
+)
 def test_gradient_checkpointing_changes_nothing(model, reentrant, every, pads):
-    ids = random_ids(2, 7)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7]) if pads else None
     past = model(random_ids(2, 3, seed=9)).past_key_values.state
+    check_checkpointing(model, past, random_ids(2, 7), mask, reentrant, every)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_with_a_state_that_grows(reentrant):
+    model = tiny_model("hyena", mixer=HyenaConfig(max_seq_len=100, filter_width=8, positional_width=5))
+    past = model(random_ids(2, 60, seed=9)).past_key_values.state
+    after = check_checkpointing(model, past, random_ids(2, 7), None, reentrant, 1)
+    assert len(after.tensors()) > len(past.tensors())
+
+
+def check_checkpointing(model, past, ids, mask, reentrant, every):
     grads, calls = [], []
     for checkpointed in (False, True):
         run = copy.deepcopy(model).train()
@@ -130,12 +141,15 @@ def test_gradient_checkpointing_changes_nothing(model, reentrant, every, pads):
             calls = count_calls(run.model.backbone.layers)
         state = past.with_tensors([x.detach().requires_grad_(x.is_floating_point()) for x in past.tensors()])
         out = run(ids, attention_mask=mask, labels=ids, past_key_values=state)
-        loss = out.loss + sum(layer.S.square().sum() for layer in out.past_key_values.state.layers)
+        after = out.past_key_values.state
+        loss = out.loss + sum(x.square().sum() for x in after.tensors() if x.is_floating_point())
         loss.backward()
-        grads.append([p.grad for p in run.parameters()] + [x.grad for layer in state.layers for x in layer])
-    assert calls == [2 if n % every == 0 else 1 for n in range(2)]  # a checkpointed block runs again going backward
+        grads.append([p.grad for p in run.parameters()] + [x.grad for x in state.tensors() if x.requires_grad])
+    # A checkpointed block runs again going backward.
+    assert calls == [2 if n % every == 0 else 1 for n in range(len(calls))]
     for n, (plain, again) in enumerate(zip(*grads, strict=True)):
         assert_same(f"gradient {n}", again, plain)
+    return after
 
 
 def count_calls(blocks):
@@ -152,7 +166,7 @@ def count_calls(blocks):
 def test_hidden_states(model):
     ids, mask = left_padded([random_ids(5, seed=1).tolist(), random_ids(3, seed=2).tolist()])
     out = model(ids, attention_mask=mask, output_hidden_states=True)
-    assert len(out.hidden_states) == 3
+    assert len(out.hidden_states) == len(model.model.backbone.layers) + 1
     alone = model(ids[1:, 2:], output_hidden_states=True)
     for padded, bare in zip(out.hidden_states, alone.hidden_states, strict=True):
         assert_same("hidden states", padded[1, 2:], bare[0])
@@ -260,7 +274,8 @@ IDS = random_ids(2, 6)
         ),
     ],
 )
-def test_refusals(model, error, words, given):
+def test_refusals(error, words, given):
+    model = tiny_model()
     given = given if {"input_ids", "inputs_embeds"} & given.keys() or not given else {"input_ids": IDS} | given
     with pytest.raises(error, match=words):
         model(**given)
@@ -290,8 +305,8 @@ def test_a_call_that_fails_leaves_the_cache_alone(model):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler of torch warns of its own workings
-def test_compiled(model):
-    model.float().train()
+def test_compiled():
+    model = tiny_model().float().train()
     ids = random_ids(2, 7)
     expected = model(ids, labels=ids)
     expected.loss.backward()

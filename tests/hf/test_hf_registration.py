@@ -1,4 +1,4 @@
-"""The Auto classes load ours for "hgrn2", whoever was there before, and say so once."""
+"""The Auto classes load ours for our types, whoever was there before, and say so once."""
 
 import importlib
 import logging
@@ -19,11 +19,15 @@ from transformers import (
 )
 
 import longstream.hf as hf
-from tests.hf.conftest import load_with_info
+from tests.hf.conftest import KINDS, load_with_info, tiny_model
 
 
 class OtherConfig(PretrainedConfig):
     model_type = "hgrn2"
+
+
+class AnotherConfig(PretrainedConfig):
+    model_type = "hgrn"
 
 
 class OtherModel(PreTrainedModel):
@@ -48,16 +52,18 @@ def _restore():
     hf.register()
 
 
-def test_takes_over_with_one_line(caplog, tmp_path):
-    AutoConfig.register("hgrn2", OtherConfig, exist_ok=True)
-    assert CONFIG_MAPPING["hgrn2"] is OtherConfig
+@pytest.mark.parametrize(("other", "ours"), [(OtherConfig, hf.HGRN2Config), (AnotherConfig, hf.HGRNConfig)])
+def test_takes_over_with_one_line(other, ours, caplog, tmp_path):
+    name = ours.model_type
+    AutoConfig.register(name, other, exist_ok=True)
+    assert CONFIG_MAPPING[name] is other
     with caplog.at_level(logging.INFO):
         hf.register()
     (record,) = caplog.records
-    assert "'hgrn2'" in record.getMessage()
-    assert OtherConfig.__module__ in record.getMessage()
-    hf.HGRN2Config(hidden_size=64, expand_ratio=16).save_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is hf.HGRN2Config
+    assert f"'{name}'" in record.getMessage()
+    assert other.__module__ in record.getMessage()
+    ours(hidden_size=64, expand_ratio=16).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is ours
 
 
 def test_registering_again_is_silent(caplog):
@@ -88,8 +94,9 @@ def test_models_of_the_same_type_are_left_alone(tmp_path):
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == model.state_dict().keys()
 
 
-def test_plans_name_modules():
-    model = hf.HGRN2ForCausalLM(hf.HGRN2Config(hidden_size=8, expand_ratio=4, num_hidden_layers=2, vocab_size=9))
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans_name_modules(kind):
+    model = tiny_model(kind)
     modules = {name.replace(".0", ".*") for name, _ in model.named_modules()}
     plan = {"model.embeddings", "model.backbone.layers.*", "model.backbone.norm", "lm_head"}
     assert set(model.fsdp_plan) == plan
@@ -97,13 +104,25 @@ def test_plans_name_modules():
     assert model._no_split_modules == {type(model.model.backbone.layers[0]).__name__}
 
 
-def test_auto_classes():
-    config = AutoConfig.for_model("hgrn2", hidden_size=64, expand_ratio=16, num_hidden_layers=1, vocab_size=9)
-    assert type(config) is hf.HGRN2Config
-    assert type(AutoModel.from_config(config)) is hf.HGRN2Model
-    assert type(AutoModelForCausalLM.from_config(config)) is hf.HGRN2ForCausalLM
+@pytest.mark.parametrize(
+    ("name", "given", "classes"),
+    [
+        ("hgrn2", {"hidden_size": 64, "expand_ratio": 16}, (hf.HGRN2Config, hf.HGRN2Model, hf.HGRN2ForCausalLM)),
+        ("hgrn", {"hidden_size": 64}, (hf.HGRNConfig, hf.HGRNModel, hf.HGRNForCausalLM)),
+        (
+            "longstream",
+            {"model": {"hidden_size": 64, "num_layers": 1, "vocab_size": 9, "mixer": {"type": "hyena"}}},
+            (hf.LongstreamConfig, hf.LongstreamModel, hf.LongstreamForCausalLM),
+        ),
+    ],
+)
+def test_auto_classes(name, given, classes):
+    config = AutoConfig.for_model(name, **given)
+    found = type(config), type(AutoModel.from_config(config)), type(AutoModelForCausalLM.from_config(config))
+    assert found == classes
+    assert [cls.config_class for cls in classes[1:]] == [classes[0]] * 2
 
 
 def test_model_type_is_checked_by_transformers():
     with pytest.raises(ValueError, match="model_type"):
-        AutoConfig.register("hgrn", hf.HGRN2Config)
+        AutoConfig.register("hgrn3", hf.HGRN2Config)

@@ -5,17 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from longstream.hf import HGRN2ForCausalLM
 from tests.hf.conftest import random_ids, tiny_config
 from tests.numerics import assert_same
 
 pytest.importorskip("accelerate")
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 
-def train(tmp_path, steps, resume=None, **options: Any):
+def train(tmp_path, steps, resume=None, kind="hgrn2", **options: Any):
     torch.manual_seed(0)
-    model = HGRN2ForCausalLM(tiny_config()).double()
+    model = AutoModelForCausalLM.from_config(tiny_config(kind)).double()
     rows = random_ids(16, 9)
     data: Any = [{"input_ids": row, "labels": row.masked_fill(row == 0, -100)} for row in rows]
     arguments: dict[str, Any] = {
@@ -42,7 +41,10 @@ def train(tmp_path, steps, resume=None, **options: Any):
     return model, losses
 
 
-@pytest.mark.parametrize("options", [{}, {"lr_scheduler_type": "constant", "activation_checkpointing": True}])
+CHECKPOINTED = {"lr_scheduler_type": "constant", "activation_checkpointing": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "hgrn hybrid"} | CHECKPOINTED, {"kind": "hyena"} | CHECKPOINTED])
 def test_resumes_where_it_stopped(tmp_path, options):
     whole, losses = train(tmp_path / "whole", 6, **options)
     assert losses[-1] < losses[0]
