@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="longstream", description="Train and run HGRN2 language models on a CPU.", allow_abbrev=False)
+    parser = _Parser(prog="longstream", description="Train and run sequence models on a CPU.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"longstream {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     add = {
@@ -280,7 +280,7 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
         backends = ops.available_backends(name)  # in order of preference
         used = next((backend for backend, why_not in backends.items() if why_not is None), None)
         for backend, why_not in backends.items():
-            print(f"{name:<12}{backend:<12}{'used' if backend == used else why_not or 'available'}")
+            print(f"{name:<20}{backend:<12}{'used' if backend == used else why_not or 'available'}")
     if args.model is not None:
         _describe(args.model)
     return 0
@@ -295,7 +295,9 @@ def _describe(path: str) -> None:
     state = model.model.backbone.init_state(1)
     print(f"\n{path}")
     print(f"parameters  {model.num_parameters():,}")
-    print(f"state       {state.nbytes:,} bytes per sequence, however long")
+    limit = model.config.to_model_config().max_seq_len
+    grows = "" if limit is None else f", more with the text, which may have {limit:,} tokens"
+    print(f"state       {state.nbytes:,} bytes per sequence{grows or ', however long'}")
     print(f"tokenizer   {type(tokenizer).__name__}, {tokenizer.vocab_size} tokens")
     usual = type(model.config)().to_dict()
     shown = {

@@ -276,7 +276,10 @@ def test_any_bytes_are_data(tmp_path: Path):
         (["train", "--threads", "-1"], "TrainSettings.threads must be between 0 and 1024, got -1"),
         (["train", "--threads", "100000"], "TrainSettings.threads must be between 0 and 1024, got 100000"),
         (["train", "--seed", "4294967296"], "TrainSettings.seed must be between 0 and 2**32 - 1, got 4294967296"),
-        (["train", "--hidden-size", "10"], "expand_ratio must be a divisor of hidden_size=10, got 64"),
+        (
+            ["train", "--hidden-size", "10", "--expand-ratio", "64"],
+            "expand_ratio must be a divisor of hidden_size=10, got 64",
+        ),
         (["train", "--preset", "huge"], "invalid choice: 'huge'"),
         (["train", "--config", "no.toml"], "no.toml"),
         (["train", "--resume", "no-run"], "no-run: no such run directory"),
@@ -352,7 +355,7 @@ def damaged(run: Path, folder: Path, kind: str) -> Path:
         ("other sizes", "does not fit"),
         ("other layers", "model.layers.2"),
         ("fewer layers", "unexpected tensors"),
-        ("other model", "is of a 'llama' model; longstream reads 'hgrn2'"),
+        ("other model", "is of a 'llama' model; longstream reads hgrn, hgrn2, longstream"),
         ("no json", "config.json is not the configuration of a model"),
         ("no tokenizer", "tokenizer.json"),
     ],
@@ -396,7 +399,7 @@ def test_help_fits_a_screen_and_names_every_setting(capsys: pytest.CaptureFixtur
     assert max(map(len, shown.splitlines())) <= 100
     for section in (ModelSettings, DataSettings, TrainSettings):
         for name in section.__dataclass_fields__:
-            flag = {"files": "data"}.get(name, name).replace("_", "-")
+            flag = {"files": "data", "name": "model"}.get(name, name).replace("_", "-")
             assert f"--{flag}" in shown or f"--[no-]{flag}" in shown
 
 

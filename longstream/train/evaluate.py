@@ -45,7 +45,8 @@ def evaluate_documents(
     """Predict every byte of every document from all that stand before it in that document.
 
     A document is started by the boundary token, and the boundary that closes it is predicted too: its nats count, it
-    has no bytes. How documents are batched and cut changes nothing but the time.
+    has no bytes. How documents are batched and cut changes nothing but the time. Of a model with a longest sequence,
+    Hyena, each token past the first such sequence is predicted from at least the half of one before it.
 
     Args:
         model:           a causal language model of transformers whose past_key_values is a recurrent state.
@@ -55,11 +56,12 @@ def evaluate_documents(
     """
     closing = [tokenizer.boundary_id]
     sequences = [np.concatenate([tokenizer.encode_document(document), closing]) for document in documents]
-    sequences.sort(key=len, reverse=True)
+    pieces = [piece for s in sequences for piece in _pieces(s, model.config.to_model_config().max_seq_len)]
+    pieces.sort(key=lambda piece: len(piece.ids), reverse=True)
     tokens_per_pass = max(1, min(tokens_per_pass, MOST_LOGITS // tokenizer.vocab_size))
     was_training = model.training
     model.eval()
-    nats = sum(_nats(model, group, tokens_per_pass) for group in _groups(sequences, tokens_per_pass))
+    nats = sum(_nats(model, group, tokens_per_pass) for group in _groups(pieces, tokens_per_pass))
     model.train(was_training)
     return Evaluation(
         nats=float(nats),
@@ -68,23 +70,44 @@ def evaluate_documents(
     )
 
 
-def _groups(sequences: list[np.ndarray], tokens_per_pass: int) -> Iterator[list[np.ndarray]]:
+class _Piece(NamedTuple):
+    """A document, or as much of it as a model takes at once."""
+
+    ids: np.ndarray  # the last one is only predicted
+    known: int  # targets at the beginning that an earlier piece has predicted
+
+
+def _pieces(sequence: np.ndarray, limit: int | None) -> list[_Piece]:
+    """The whole sequence, or overlapping halves of the longest that a model takes."""
+    tokens = len(sequence) - 1
+    if limit is None or tokens <= limit:
+        return [_Piece(sequence, 0)]
+    stride = max(1, limit // 2)
+    starts = [*range(0, tokens - limit, stride), tokens - limit]
+    pieces, done = [], 0
+    for start in starts:
+        pieces.append(_Piece(sequence[start : start + limit + 1], done - start))
+        done = start + limit
+    return pieces
+
+
+def _groups(pieces: list[_Piece], tokens_per_pass: int) -> Iterator[list[_Piece]]:
     """Neighbors in length, as many as fill a pass: short ones whole, long ones a chunk at a time."""
     start = 0
-    while start < len(sequences):
-        rows = max(1, tokens_per_pass // min(CHUNK, len(sequences[start]) - 1))
-        yield sequences[start : start + rows]
+    while start < len(pieces):
+        rows = max(1, tokens_per_pass // min(CHUNK, len(pieces[start].ids) - 1))
+        yield pieces[start : start + rows]
         start += rows
 
 
-def _nats(model: Any, group: list[np.ndarray], tokens_per_pass: int) -> float:
-    """Total nats of documents, longest first. Rows that end leave the batch, so no pad is ever looked back at."""
-    lengths = torch.tensor([len(sequence) - 1 for sequence in group])
+def _nats(model: Any, group: list[_Piece], tokens_per_pass: int) -> float:
+    """Total nats of pieces, longest first. Rows that end leave the batch, so no pad is ever looked back at."""
+    lengths = torch.tensor([len(piece.ids) - 1 for piece in group])
     ids = torch.zeros(len(group), int(lengths[0]) + 1, dtype=torch.long)  # (rows, longest + 1)
     targets = torch.full_like(ids, IGNORED)
-    for row, sequence in enumerate(group):
+    for row, (sequence, known) in enumerate(group):
         ids[row, : len(sequence)] = torch.as_tensor(sequence)
-        targets[row, : len(sequence)] = ids[row, : len(sequence)]
+        targets[row, known + 1 : len(sequence)] = ids[row, known + 1 : len(sequence)]
     ids, targets = ids[:, :-1].to(model.device), targets[:, 1:].to(model.device)
     nats, start, state = 0.0, 0, None  # state: a RecurrentCache
     while start < lengths[0]:

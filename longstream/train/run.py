@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
-from longstream.hf import HGRN2Config, HGRN2ForCausalLM
 from longstream.train.batches import Collator, ShuffledWindows
 from longstream.train.callbacks import ProgressLine, RunClock, RunLog
 from longstream.train.corpus import Document
 from longstream.train.data import read_documents, split, token_stream, windows
 from longstream.train.evaluate import Evaluation
+from longstream.train.models import build_model
 from longstream.train.rundir import RunDirectory, checkpoint_step, quiet_transformers, write_text
 from longstream.train.settings import DEFAULT_STEPS, DataSettings, Settings, flatten, setting_fields, to_toml
-from longstream.train.tokenizer import Tokenizer, learned_size, load_tokenizer, make_tokenizer
+from longstream.train.tokenizer import learned_size, load_tokenizer, make_tokenizer
 from longstream.train.trainer import PROGRESS, SCHEDULE_POINTS, OnTrainBegin, Trainer
 
 logger = logging.getLogger("longstream")
@@ -79,7 +79,8 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
     if resume:
         _refuse_other_data(run, facts)
     torch.manual_seed(settings.train.seed)
-    model = build_model(settings, tokenizer)
+    sizes = {"vocab_size": tokenizer.vocab_size, "boundary_id": tokenizer.boundary_id, "seq_len": settings.data.seq_len}
+    model = build_model(settings.model, **sizes)
 
     total = settings.train.steps or (None if settings.train.minutes else DEFAULT_STEPS)
     clock = RunClock(total, settings.train.minutes)
@@ -108,7 +109,10 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
             write_text(run.settings, to_toml(settings))
         else:
             run.create(settings, facts)
-        logger.info("%s parameters; %s", f"{model.num_parameters():,}", _summary(settings, facts))
+        network = f"{settings.model.name} of {model.num_parameters():,} parameters"
+        if settings.model.params:
+            network += f", {model.config.hidden_size} wide, {model.config.num_hidden_layers} layers"
+        logger.info("%s; %s", network, _summary(settings, facts))
     clock.start(0.0)
     try:
         with clock.listening(), quiet_transformers():
@@ -144,15 +148,6 @@ def read_data(data: DataSettings) -> tuple[list[Document], list[Document]]:
         raise ValueError(f"{size} bytes of data are fewer than one sequence of seq_len={data.seq_len}; give more text")
     fraction = min(data.validation_fraction, (data.validation_bytes or size) / size)
     return split(documents, fraction) if fraction else (documents, [])
-
-
-def build_model(settings: Settings, tokenizer: Tokenizer) -> HGRN2ForCausalLM:
-    """A new model, its weights drawn from torch's random state."""
-    fields = asdict(settings.model)
-    fields["intermediate_size"] = fields["intermediate_size"] or None
-    boundary = tokenizer.boundary_id
-    ids = {"bos_token_id": boundary, "eos_token_id": boundary, "pad_token_id": boundary}
-    return HGRN2ForCausalLM(HGRN2Config(vocab_size=tokenizer.vocab_size, **ids, **fields))
 
 
 def _arguments(settings: Settings, run: RunDirectory, total: int | None, has_validation: bool) -> TrainingArguments:

@@ -242,18 +242,20 @@ def why_not_resumable(checkpoint: Path, processes: int = 1) -> str | None:
 class LoadedRun(NamedTuple):
     """A trained model, ready to evaluate or to write."""
 
-    model: Any  # HGRN2ForCausalLM
+    model: Any  # a causal language model of longstream.hf
     tokenizer: Tokenizer
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """The model and tokenizer of a run, a checkpoint, or any folder in transformers' format with an HGRN2 model.
+    """The model and tokenizer of a run, a checkpoint, or any folder in transformers' format with a model of ours.
 
     Raises:
         FileNotFoundError: a file is missing; the message says which.
         ValueError: a file is damaged or of another kind of model.
     """
-    from longstream.hf import HGRN2Config, HGRN2ForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    from longstream import hf
     from longstream.train.tokenizer import load_tokenizer
 
     path = Path(path)
@@ -268,12 +270,18 @@ def load_run(path: str | Path) -> LoadedRun:
         model_type = json.loads(config.read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} is not the configuration of a model: {error}") from None
-    if model_type != HGRN2Config.model_type:
-        raise ValueError(f"{config} is of a {model_type!r} model; longstream reads {HGRN2Config.model_type!r}")
+    types = [known.model_type for known in (hf.HGRNConfig, hf.HGRN2Config, hf.LongstreamConfig)]
+    if model_type not in types:
+        raise ValueError(f"{config} is of a {model_type!r} model; longstream reads {', '.join(types)}")
     tokenizer = load_tokenizer(path)
     with quiet_transformers():  # what does not fit is said below, in a line and not in a table
-        options = {"use_safetensors": True, "local_files_only": True, "ignore_mismatched_sizes": True}
-        model, found = HGRN2ForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        options: dict[str, Any] = {
+            "use_safetensors": True,
+            "local_files_only": True,
+            "ignore_mismatched_sizes": True,
+        }
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, found = load(path, output_loading_info=True, **options)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if keys := sorted(map(str, found.get(kind) or ())):
             raise ValueError(

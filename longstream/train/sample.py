@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,12 @@ class TextStreamer(BaseStreamer):
         self.write(self.decoder.decode(new))
         self.ids = self.ids[self.known :]
         self.known = len(self.ids)
+
+
+def room_after(model: Any, tokenizer: Tokenizer, prompt: bytes) -> int:
+    """How many tokens fit behind a prompt into the longest sequence of a model with Hyena; else as good as any."""
+    limit = model.config.to_model_config().max_seq_len
+    return sys.maxsize if limit is None else limit - len(tokenizer.encode(prompt))  # the last token is not fed back
 
 
 def sample_text(

@@ -34,24 +34,42 @@ def _setting(default: Any, help: str, *, flag: str = "", resumable: bool = False
 class ModelSettings:
     """The network. The vocabulary size comes from the tokenizer."""
 
+    name: Literal["hgrn2", "hgrn", "hyena", "hybrid"] = _setting("hgrn2", "hgrn2, hgrn, hyena, hybrid", flag="--model")
+    params: str = _setting("", "size, as 2M: picks hidden size, MLP and layers")
     hidden_size: int = _setting(256, "channels of the residual stream")
     num_hidden_layers: int = _setting(4, "blocks, each a mixer and an MLP")
-    expand_ratio: int = _setting(64, "state size of a head; heads = hidden size / this")
+    expand_ratio: int = _setting(0, "state size of an HGRN2 head; 0: a divisor of hidden size <= 64")
     hidden_ratio: int = _setting(4, "MLP width is 2/3 of this times hidden size, in 256s", rare=True)
     intermediate_size: int = _setting(0, "MLP width itself; 0: from hidden ratio")
     use_short_conv: bool = _setting(False, "short convolutions on the mixer's projections")
     conv_size: int = _setting(4, "taps of those convolutions", rare=True)
     tie_word_embeddings: bool = _setting(False, "one matrix for embedding and output")
+    recurrence_ratio: int = _setting(1, "HGRN: channels of the recurrence over hidden size", rare=True)
+    hyena_order: int = _setting(2, "Hyena: gates, one more than long convolutions", rare=True)
+    max_seq_len: int = _setting(0, "Hyena: longest sequence; 0: that of training", rare=True)
+    attention_every: int = _setting(4, "hybrid: of so many layers the last is attention", rare=True)
+    attention_window: int = _setting(256, "hybrid: tokens that attention sees", rare=True)
 
     def __post_init__(self) -> None:
         _require(self, "hidden_size", self.hidden_size >= 1, ">= 1")
         _require(self, "num_hidden_layers", self.num_hidden_layers >= 1, ">= 1")
-        _require(self, "expand_ratio", self.expand_ratio >= 1, ">= 1")
+        _require(self, "expand_ratio", self.expand_ratio >= 0, ">= 0")
+        for name in ("recurrence_ratio", "attention_every", "attention_window"):
+            _require(self, name, getattr(self, name) >= 1, ">= 1")
+        _require(self, "hyena_order", self.hyena_order >= 2, ">= 2")
+        _require(self, "max_seq_len", self.max_seq_len >= 0, ">= 0")
+        if self.params:
+            parse_count(self.params)
         _require(self, "hidden_ratio", self.hidden_ratio >= 1, ">= 1")
         _require(self, "intermediate_size", self.intermediate_size >= 0, ">= 0")
         _require(self, "conv_size", self.conv_size >= 2, ">= 2")
-        divides = self.hidden_size % self.expand_ratio == 0
-        _require(self, "expand_ratio", divides, f"a divisor of hidden_size={self.hidden_size}")
+        divides = self.params or not self.expand_ratio or self.hidden_size % self.expand_ratio == 0
+        _require(self, "expand_ratio", bool(divides), f"a divisor of hidden_size={self.hidden_size}")
+
+    @property
+    def state_size(self) -> int:
+        """expand_ratio, or where it is 0 the largest divisor of hidden_size up to 64."""
+        return self.expand_ratio or next(k for k in range(64, 0, -1) if self.hidden_size % k == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +188,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _require(settings: Any, name: str, holds: bool, expected: str) -> None:
     if not holds:
         raise ValueError(f"{type(settings).__name__}.{name} must be {expected}, got {getattr(settings, name)!r}")
+
+
+def parse_count(text: str) -> float:
+    """``"2M"`` -> 2e6: a number, with k, M or B behind it.
+
+    Raises:
+        ValueError: it is something else, or not positive.
+    """
+    factor = {"k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6, "b": 1e9, "B": 1e9}
+    digits = text[:-1] if text[-1:] in factor else text
+    try:
+        count = float(digits) * factor.get(text[-1:], 1.0)
+    except ValueError:
+        count = 0.0
+    if not 0 < count < math.inf:
+        raise ValueError(f"ModelSettings.params must be a number such as 500k, 2M or 1.3B, got {text!r}")
+    return count
 
 
 def setting_fields() -> dict[str, tuple[Field[Any], Any]]:

@@ -19,14 +19,14 @@ import torch.distributed as dist
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
-from longstream.hf import HGRN2ForCausalLM
+from longstream.models import decays, parameter_groups
 from longstream.train.callbacks import RunClock
 from longstream.train.corpus import Document
 from longstream.train.evaluate import Evaluation, evaluate_documents
 from longstream.train.rundir import RunDirectory, remove, replace
-from longstream.train.sample import sample_text
+from longstream.train.sample import room_after, sample_text
 from longstream.train.settings import Settings
 from longstream.train.tokenizer import Tokenizer
 
@@ -58,7 +58,7 @@ class Trainer(transformers.Trainer):
         clock: RunClock,
         tokenizer: Tokenizer,
         validation: Sequence[Document],
-        model: HGRN2ForCausalLM,
+        model: PreTrainedModel,
         args: TrainingArguments,
         **kwargs: Any,
     ) -> None:
@@ -83,7 +83,16 @@ class Trainer(transformers.Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices and embeddings decay; norms, biases and the gates' lower bounds do not."""
-        return [name for name, p in model.named_parameters() if p.ndim > 1 and not name.endswith("lower_bounds")]
+        return [name for name, p in model.named_parameters() if decays(name, p)]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """transformers' choice of optimizer, on groups that honor the hints of layers, as Hyena's filters give them."""
+        if self.optimizer is None:
+            network = self.network if model is None else model
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+            groups = parameter_groups(network, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+            self.optimizer = kind([{k: v for k, v in group.items() if k != "names"} for group in groups], **options)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """transformers' own schedule, read at the run's progress in time where there is a time limit."""
@@ -159,14 +168,15 @@ class Trainer(transformers.Trainer):
     def sample(self) -> bytes:
         """The sample text of an evaluation, after its prompt."""
         train = self.settings.train
-        if not train.sample_tokens:
-            return b""
         prompt = train.sample_prompt.encode()
+        length = min(train.sample_tokens, room_after(self.network, self.tokenizer, prompt))
+        if length < 1:
+            return b""
         return prompt + sample_text(
             self.network,
             self.tokenizer,
             prompt,
-            max_new_tokens=train.sample_tokens,
+            max_new_tokens=length,
             temperature=0.8,
             seed=train.seed,
             may_end=False,
@@ -244,7 +254,8 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The weights, from safetensors only, all of them."""
-        saved = HGRN2ForCausalLM.from_pretrained(resume_from_checkpoint, use_safetensors=True, local_files_only=True)
+        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+        saved = type(self.network).from_pretrained(resume_from_checkpoint, **options)
         self.network.load_state_dict(saved.state_dict())
         self._resumed = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text(encoding="utf-8"))
         self.tokens = self._resumed["tokens"]

@@ -17,7 +17,8 @@ import longstream.hf
 from longstream.train.batches import ShuffledWindows
 from longstream.train.corpus import Document
 from longstream.train.evaluate import evaluate_documents
-from longstream.train.run import build_model, read_data, train
+from longstream.train.models import build_model
+from longstream.train.run import read_data, train
 from longstream.train.rundir import RunDirectory, load_run, written_beside
 from longstream.train.sample import TextStreamer, sample_text
 from longstream.train.tokenizer import ByteTokenizer, JsonTokenizer, train_bpe
@@ -39,9 +40,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+SIZES = {"vocab_size": 257, "boundary_id": 256, "seq_len": 32}
+
+
 def model_of(text: Path, **changes: object):
     torch.manual_seed(1)
-    model = build_model(small(text, **changes), ByteTokenizer())
+    model = build_model(small(text, **changes).model, **SIZES)
     for parameter in model.parameters():  # at initialization all logits are nearly equal, which would hide errors
         parameter.data.mul_(3)
     return model.eval()
@@ -215,7 +219,7 @@ def test_norms_biases_and_bounds_do_not_decay(text: Path, tmp_path: Path):
     settings = small(text, steps=1, learning_rate=1e-3, weight_decay=100, warmup_ratio=0, use_short_conv=True)
     train(settings, tmp_path / "run")
     torch.manual_seed(0)
-    before = dict(build_model(settings, ByteTokenizer()).named_parameters())
+    before = dict(build_model(settings.model, **SIZES).named_parameters())
     for name, after in load_run(tmp_path / "run").model.named_parameters():
         spread = after.detach().norm() / before[name].detach().norm().clamp(min=1e-9)
         kept = name.endswith("lower_bounds") or after.ndim == 1

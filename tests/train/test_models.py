@@ -1,0 +1,141 @@
+"""Every --model from settings: what is built, what --params picks, and that each trains, stops, resumes and writes."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from longstream.models import count_parameters
+from longstream.train.callbacks import RunClock
+from longstream.train.data import read_documents
+from longstream.train.evaluate import evaluate_documents
+from longstream.train.models import build_model, choose_size, model_config
+from longstream.train.run import train
+from longstream.train.rundir import load_run
+from longstream.train.sample import sample_text
+from longstream.train.settings import ModelSettings, build_settings, parse_count
+from longstream.train.trainer import Trainer
+from tests.train.runs import losses, small, write_text
+
+NAMES = ("hgrn2", "hgrn", "hyena", "hybrid")
+
+
+def settings(**changes: object) -> ModelSettings:
+    return build_settings({f"model.{key}": value for key, value in changes.items()}).model
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("params", ["60k", "2M", "0.11b"])
+def test_params_picks_a_model_of_that_size(name: str, params: str):
+    chosen = choose_size(settings(name=name, params=params), vocab_size=257, seq_len=64)
+    count = count_parameters(model_config(chosen, 257, 64))
+    assert count == pytest.approx(parse_count(params), rel=0.25 if params == "60k" else 0.1)  # small ones come in leaps
+    assert not chosen.params
+    assert 8 <= chosen.hidden_size / chosen.num_hidden_layers <= 200
+
+
+def test_what_is_built_has_the_size_that_was_counted():
+    for name in NAMES:
+        asked = settings(name=name, params="100k")
+        model = build_model(asked, vocab_size=257, boundary_id=256, seq_len=64)
+        assert model.num_parameters() == count_parameters(model_config(choose_size(asked, 257, 64), 257, 64)), name
+
+
+@pytest.mark.parametrize("params", ["", "2M"])
+def test_a_hybrid_ends_every_four_layers_with_attention(params: str):
+    config = model_config(choose_size(settings(name="hybrid", params=params), 257, 64), 257, 64)
+    kinds = [type(mixer).__name__ for mixer in config.mixers]
+    assert [i for i, kind in enumerate(kinds) if kind == "AttentionConfig"] == list(range(3, len(kinds), 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"params": "many"}, r"ModelSettings\.params must be a number such as 500k, 2M or 1\.3B, got 'many'"),
+        ({"params": "-2M"}, "must be a number such as"),
+        ({"name": "lstm"}, r"model\.name must be one of hgrn2, hgrn, hyena, hybrid, got 'lstm'"),
+        ({"hyena_order": 1}, r"ModelSettings\.hyena_order must be >= 2, got 1"),
+        ({"hyena_order": "two"}, r"model\.hyena_order must be an integer, got 'two'"),
+        ({"attention_every": 0}, r"ModelSettings\.attention_every must be >= 1, got 0"),
+    ],
+)
+def test_bad_settings(changes: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        settings(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"attention_every": 1}, {"num_hidden_layers": 1}])
+def test_a_hybrid_of_one_kind_is_none(changes: dict):
+    with pytest.raises(
+        ValueError, match="a hybrid needs both at least 2, to have HGRN2 and attention, got attention_every"
+    ):
+        model_config(settings(name="hybrid", **changes), 257, 64)
+
+
+def test_a_size_that_no_model_has_is_refused():
+    with pytest.raises(ValueError, match="--params 50: no hgrn2 of that size; use --hidden-size"):
+        choose_size(settings(params="50"), 257, 64)
+
+
+@pytest.mark.parametrize("name", ["hgrn", "hyena", "hybrid"])
+def test_a_run_resumes_as_if_it_had_never_stopped(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = write_text(tmp_path / "a.txt")
+    train(small(text, name=name), tmp_path / "whole")
+    on_step_end = RunClock.on_step_end
+
+    def stopped(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return on_step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunClock, "on_step_end", stopped)
+    assert train(small(text, name=name), tmp_path / "parts").step == 3
+    monkeypatch.undo()
+    train(small(text, name=name), tmp_path / "parts", resume=True)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    loaded = load_run(tmp_path / "parts")
+    assert loaded.model.config.model_type == {"hgrn": "hgrn", "hyena": "longstream", "hybrid": "hgrn2"}[name]
+    assert sample_text(loaded.model, loaded.tokenizer, b"the", max_new_tokens=5, seed=1, may_end=False)
+
+
+def test_documents_longer_than_hyena_takes_are_read_in_overlapping_pieces(tmp_path: Path):
+    """Every token is counted once, and each from at least half of the longest sequence."""
+    text = write_text(tmp_path / "a.txt")
+    train(small(text, name="hyena", seq_len=16, steps=1), tmp_path / "run")
+    model, tokenizer = load_run(tmp_path / "run")
+    (document,) = read_documents([str(text)])
+    found = evaluate_documents(model, tokenizer, [document])
+    ids = torch.tensor([tokenizer.boundary_id, *document.data, tokenizer.boundary_id])
+    nats = 0.0
+    with torch.no_grad():
+        starts = [*range(0, len(ids) - 17, 8), len(ids) - 17]
+        done = 0
+        for start in starts:
+            logits = model(input_ids=ids[None, start : start + 16]).logits[0].double()
+            loss = torch.nn.functional.cross_entropy(logits, ids[start + 1 : start + 17], reduction="none")
+            nats += float(loss[done - start :].sum())
+            done = start + 16
+    assert found.tokens == len(document.data) + 1
+    assert found.nats == pytest.approx(nats, rel=1e-5)
+
+
+def test_the_trainer_honors_the_hints_of_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    create = Trainer.create_optimizer
+
+    def watch(self: Trainer, model: object = None) -> torch.optim.Optimizer:
+        optimizer = create(self, model)
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        for group in optimizer.param_groups:
+            seen.extend((names[id(p)], group["lr"], group["weight_decay"]) for p in group["params"])
+        return optimizer
+
+    monkeypatch.setattr(Trainer, "create_optimizer", watch)
+    train(small(write_text(tmp_path / "a.txt"), name="hyena", steps=1, weight_decay=0.2), tmp_path / "run")
+    of = {name.removeprefix("model.backbone."): hint for name, *hint in seen}
+    assert of["layers.0.mixer.filter.positions"] == [1e-5, 0.0]
+    assert of["layers.0.mixer.filter.hidden.0.weight"][1] == 0.0
+    assert of["layers.0.mixer.in_proj.weight"][1] == 0.2
+    assert of["layers.0.mixer_norm.weight"][1] == 0.0
