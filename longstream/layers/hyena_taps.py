@@ -109,7 +109,7 @@ class TapsCache:
         have = 0 if kept is None else kept.taps.shape[-1]
         if kept is None or have < count:
             made_from, pieces = (Snapshot(filter), []) if kept is None else (kept.made_from, [kept.taps])
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # a later call may want gradients of its inputs
                 while have < count:
                     stop = min(2 * have or FIRST_PIECE, filter.max_seq_len)
                     pieces.append(each_head(filter.taps(have, stop), self.num_heads))

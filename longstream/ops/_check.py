@@ -22,15 +22,16 @@ def check_shapes(
         if tensor is None:
             continue
         letters = pattern.split()
-        expected = ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
         if not isinstance(tensor, Tensor):
+            expected = _with_sizes(letters, sizes)
             raise TypeError(f"{op}: {name} must be a tensor of shape ({expected}), got {type(tensor).__name__}")
+        before = dict(sizes)
         shape = tuple(tensor.shape)
         agrees = len(shape) == len(letters) and all(
             sizes.setdefault(letter, size) == size for letter, size in zip(letters, shape, strict=True)
         )
         if not agrees:
-            raise ValueError(f"{op}: {name} must have shape ({expected}), got {shape}")
+            raise ValueError(f"{op}: {name} must have shape ({_with_sizes(letters, before)}), got {shape}")
         if not tensor.is_floating_point():
             raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}")
         if first is None:
@@ -38,6 +39,11 @@ def check_shapes(
         elif tensor.device != first.device:
             raise ValueError(f"{op}: {name} must be on {first.device} like the other arguments, got {tensor.device}")
     return sizes
+
+
+def _with_sizes(letters: list[str], sizes: dict[str, int]) -> str:
+    """``"B=2, T"``: the letters, with the sizes that are known."""
+    return ", ".join(f"{letter}={sizes[letter]}" if letter in sizes else letter for letter in letters)
 
 
 def check_cu_seqlens(op: str, cu_seqlens: Tensor | Sequence[int] | None, batch: int, tokens: int) -> list[int] | None:
@@ -88,8 +94,8 @@ def _shorten(values: list[int]) -> str:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off, where the device has it: states and sums stay wide."""
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    """Autocast off, where it is on: states and sums stay wide. (Entering it costs more than a small step.)"""
+    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
 
 
 def wide(*tensors: Tensor | None) -> torch.dtype:

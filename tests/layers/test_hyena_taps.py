@@ -281,3 +281,14 @@ def test_modal_filters_that_are_not_there():
         layer.set_modal(random_modal(1, D)._replace(residues=torch.zeros(1, D, 3, 2)))
     with pytest.raises(ValueError, match=r"poles must have shape"):
         layer.set_modal(random_modal(2, D))
+
+
+def test_taps_made_in_inference_mode_meet_gradients_later():
+    layer = make().requires_grad_(False)
+    x = torch.randn(1, 20, D, dtype=torch.float64)
+    with torch.inference_mode():
+        y, _ = layer(x)
+    x.requires_grad_()
+    again, _ = layer(x)
+    assert torch.equal(again, y)
+    assert torch.autograd.grad(again.sum(), x)[0].isfinite().all()
