@@ -93,11 +93,15 @@ def _hyena(**options: Any) -> FeatureModel:
 def _hybrid(**options: Any) -> FeatureModel:
     read, own = _read("hybrid", HGRN2Config, options, attention_every=4, num_heads=None)
     every, heads = read["attention_every"], read["num_heads"]
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ValueError(f"build('hybrid'): attention_every must be an integer >= 1, got {every!r}")
+    if not isinstance(every, int) or isinstance(every, bool) or every < 2:
+        raise ValueError(f"build('hybrid'): attention_every must be an integer >= 2, got {every!r}")
+    if read["num_layers"] < 2:
+        raise ValueError("build('hybrid'): num_layers must be >= 2, to have HGRN2 and attention, got 1")
     if heads is None:
-        size = max((k for k in _divisors(read["hidden_size"], _USUAL_HEAD) if k % 2 == 0), default=1)
-        heads = read["hidden_size"] // size
+        sizes = [k for k in _divisors(read["hidden_size"], _USUAL_HEAD) if k % 2 == 0]
+        if not sizes:
+            raise ValueError(f"build('hybrid'): hidden_size must be even for attention, got {read['hidden_size']}")
+        heads = read["hidden_size"] // sizes[-1]
     every = min(every, read["num_layers"])
     attention = AttentionConfig(num_heads=heads, window_size=read["seq_len"])
     return _make(read, *[HGRN2Config(**own)] * (every - 1), attention)

@@ -16,12 +16,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from longstream.train.flags import add_setting_flags, given, unknown_option
 from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_settings, flatten, read_toml
 
+USUAL_LENGTH = 500  # tokens that `generate` writes unless told
 COMMANDS = {
     "train": "train a language model on files",
     "evaluate": "bits per byte of a trained model, beside xz and bz2",
@@ -101,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("model", metavar="RUN", help="run directory, or a checkpoint of one")
     generate.add_argument("--prompt", default="", help="text to continue [none: a new document]")
     generate.add_argument(
-        "--max-new-tokens", type=int, default=500, metavar="N", help="at most [500]; bytes, for a model of bytes"
+        "--max-new-tokens", type=int, metavar="N", help="at most [500, or Hyena's room]; bytes, for a model of bytes"
     )
     generate.add_argument("--temperature", type=float, default=0.8, metavar="X", help="0 is greedy [0.8]")
     generate.add_argument("--greedy", action="store_true", help="the likeliest token each time")
@@ -227,7 +230,7 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
     import torch
 
     from longstream.train.rundir import load_run
-    from longstream.train.sample import sample_text
+    from longstream.train.sample import room_after, sample_text
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -236,12 +239,20 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
     _set_threads(args.threads)
     model, tokenizer = load_run(args.model)
     prompt = os.fsencode(args.prompt)  # the bytes that were typed, whatever the locale made of them
+    room = room_after(model, tokenizer, prompt)
+    length = min(USUAL_LENGTH, max(room, 1)) if args.max_new_tokens is None else args.max_new_tokens
+    if length > room:
+        limit = model.config.to_model_config().max_seq_len
+        raise ValueError(
+            f"--prompt and --max-new-tokens must fit into the {limit:,} tokens that this model takes, got"
+            f" {limit - room:,} + {length:,}; shorten them, or train with a larger --max-seq-len"
+        )
     write(prompt.decode("utf-8", "replace"))
     sample_text(
         model,
         tokenizer,
         prompt,
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=length,
         temperature=0.0 if args.greedy else args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
@@ -286,6 +297,17 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _told(value: Any) -> str:
+    """A configuration by the fields that are not their defaults; of a tuple, equal neighbors once."""
+    if isinstance(value, tuple):
+        runs = [(len(list(same)), _told(item)) for item, same in groupby(value)]
+        return f"({', '.join(f'{count} x {text}' if count > 1 else text for count, text in runs)})"
+    if not is_dataclass(value):
+        return repr(value)
+    given = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
+    return f"{type(value).__name__}({', '.join(f'{name}={_told(what)}' for name, what in given.items())})"
+
+
 def _describe(path: str) -> None:
     """What is known of a run: configuration, sizes, last figures."""
     from longstream.train.rundir import RunDirectory, load_run
@@ -299,13 +321,7 @@ def _describe(path: str) -> None:
     grows = "" if limit is None else f", more with the text, which may have {limit:,} tokens"
     print(f"state       {state.nbytes:,} bytes per sequence{grows or ', however long'}")
     print(f"tokenizer   {type(tokenizer).__name__}, {tokenizer.vocab_size} tokens")
-    usual = type(model.config)().to_dict()
-    shown = {
-        key: value
-        for key, value in model.config.to_dict().items()
-        if usual.get(key) != value and key != "architectures"
-    }
-    print("config      " + ", ".join(f"{key}={value}" for key, value in shown.items()))
+    print(f"config      {_told(model.config.to_model_config())}")
     if run.settings.is_file():
         usual = flatten(Settings())
         asked = {key: value for key, value in flatten(run.read_settings()).items() if usual[key] != value}

@@ -48,7 +48,7 @@ def test_the_contract(name: str, dtype: torch.dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_one_option(name: str):
     for alias in ("input_size", "input_dim", "obs_size"):
-        assert longstream.build(name, **{alias: 7}, hidden_size=16, num_layers=1).embed_dim == 7
+        assert longstream.build(name, **{alias: 7}, hidden_size=16, num_layers=2).embed_dim == 7
     with pytest.raises(ValueError, match="names of one option"):
         longstream.build(name, input_dim=6, **SMALL)
     with pytest.raises(TypeError, match="embed_dim"):
@@ -61,7 +61,7 @@ def test_names_of_one_option(name: str):
     [
         ({"hiden_size": 3}, TypeError, "unknown option 'hiden_size'.*'hidden_size'"),
         ({"num_layers": 0}, ValueError, "num_layers must be an integer >= 1, got 0"),
-        ({"window_size": 0}, ValueError, "must be an integer >= 1, got 0"),
+        ({"window_size": 0}, ValueError, "window_size must be an integer >= 1, got 0"),
         ({"outputs": "first"}, ValueError, "outputs must be one of"),
         ({"dropout": 1.0}, ValueError, "dropout must be a number"),
     ],
@@ -78,6 +78,11 @@ def test_options_of_the_mixer():
     hybrid = longstream.build("hybrid", attention_every=2, num_heads=4, **SMALL).backbone.config  # type: ignore[union-attr]
     assert [type(mixer).__name__ for mixer in hybrid.mixers] == ["HGRN2Config", "AttentionConfig"]
     assert hybrid.mixers[0].expand_ratio == 16
+    with pytest.raises(ValueError, match=r"build\('hybrid'\): hidden_size must be even for attention, got 17"):
+        longstream.build("hybrid", embed_dim=5, hidden_size=17)
+    for name in ("num_layers", "attention_every"):  # one kind of layer is no mixture
+        with pytest.raises(ValueError, match=rf"build\('hybrid'\): {name} must be .*>= 2.*, got 1"):
+            longstream.build("hybrid", **{**SMALL, name: 1})
     with pytest.raises(TypeError, match="unknown option 'order'"):
         longstream.build("hgrn", order=3, **SMALL)
     with pytest.raises(ValueError, match="name must be one of"):

@@ -142,6 +142,36 @@ def test_info(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "bits_per_byte=" in shown
 
 
+def test_info_of_every_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    text = write_text(tmp_path / "text.txt")
+    for name, said in {
+        "hgrn": "mixer=HGRNConfig(",
+        "hyena": "mixer=HyenaConfig(max_seq_len=32)",
+        "hybrid": "layers=(3 x HGRN2Config(expand_ratio=4",
+    }.items():
+        settings = small(text, name=name, steps=1, num_hidden_layers=4)
+        assert main(["train", *flags(settings), "--out", str(tmp_path / name)]) == 0
+        assert main(["info", str(tmp_path / name)]) == 0
+        shown = capsys.readouterr().out
+        assert "ModelConfig(hidden_size=16, num_layers=4, " in shown
+        assert said in shown
+
+
+def test_generate_ends_where_hyena_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Unless told how much, it writes what there is room for; what does not fit is refused before a word is written."""
+    settings = small(write_text(tmp_path / "text.txt"), name="hyena", steps=1)
+    assert main(["train", *flags(settings), "--out", str(tmp_path / "run")]) == 0
+    command = ["generate", str(tmp_path / "run"), "--prompt", "the sea", "--seed", "0", "--no-end"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert main([*command, "--max-new-tokens", "25"]) == 0
+    shown = capsys.readouterr().out
+    assert shown == 2 * shown[: len(shown) // 2]
+    for words in (["--max-new-tokens", "26"], ["--prompt", 32 * "a"]):
+        message = fails(capsys, *command, *words)
+        assert "--prompt and --max-new-tokens must fit into the 32 tokens that this model takes, got" in message
+
+
 def test_info_tells_which_backend_is_used(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """The first that can run here, in order of preference."""
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from longstream.layers import HGRN2, HGRN2State, ShortConv
+from longstream.layers import HGRN2, HGRN2State, Hyena, ShortConv
 from longstream.models import Backbone, Block, HGRN2Config, LanguageModel, ModelConfig
 from longstream.testing import assert_equivalent
 
@@ -125,6 +125,18 @@ def test_a_broken_contract_is_noticed(broken: type[HGRN2], says: str):
     module = broken(12, expand_ratio=4, conv_size=3).double()
     with pytest.raises(AssertionError, match=says):
         assert_equivalent(module, lengths=(0, 1, 9))
+
+
+class _MiscountsBatches(Hyena):
+    def forward(self, x: Tensor, state: Any = None, **kwargs: Any) -> Any:
+        y, last = super().forward(x, state, **kwargs)
+        return y, last._replace(length=last.length + (len(x) > 1))
+
+
+def test_integers_must_be_equal_whatever_the_tolerance():
+    module = _MiscountsBatches(6, max_seq_len=40, filter_width=4, positional_width=3, decode="naive")
+    with pytest.raises(AssertionError, match="T=9: final state of sequence 0, layer 0, tensor 1 differs by 1"):
+        assert_equivalent(module, lengths=(9,), tolerance=0.5)
 
 
 def test_a_module_without_sizes_needs_make_input():

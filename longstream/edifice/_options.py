@@ -44,9 +44,9 @@ def read_options(who: str, defaults: Mapping[str, Any], options: Mapping[str, An
         read["embed_dim"] = next(iter(sizes.values()), defaults["embed_dim"])
         if read["embed_dim"] is None:
             raise TypeError(f"{who}: embed_dim, the size of a frame, is required (or as {', '.join(FRAME_SIZES[1:])})")
+    check_options(who, **{name: value for name, value in read.items() if name != "seq_len" or value is not None})
     if "seq_len" in read and read["seq_len"] is None:
         read["seq_len"] = read["window_size"]
-    check_options(who, **{name: value for name, value in read.items() if name != "window_size"})
     return read
 
 

@@ -5,6 +5,8 @@ of the short convolution, "gamma" and "beta" of norms.
 """
 
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -143,10 +145,13 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise FileNotFoundError(f"load_axon: no file {path}")
     if path.suffix not in (".npz", ".safetensors"):
         raise ValueError(f"load_axon: path must end in .npz or .safetensors, got {path}")
+    unreadable = (SafetensorError, zipfile.BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError, KeyError)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        with zipfile.ZipFile(path):  # in its words, where it is none; NumPy would speak of pickles
+            pass
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (SafetensorError, ValueError, TypeError, OSError, EOFError, KeyError) as error:
+    except unreadable as error:
         raise ValueError(f"load_axon: {path} is damaged or of another kind: {error}") from error

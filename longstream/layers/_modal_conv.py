@@ -32,7 +32,8 @@ def as_real(numbers: Tensor) -> Tensor:
     return torch.view_as_real(numbers.resolve_conj()).flatten(-2)
 
 
-def step(x: Tensor, poles: Tensor, residues: Tensor, direct: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def run_step(x: Tensor, poles: Tensor, residues: Tensor, direct: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One token, x (B, D) and state (B, D, M, 2)."""
     state = torch.view_as_real(as_complex(state) * as_complex(poles) + x[..., None])
     conjugate = residues * residues.new_tensor([1, -1])  # Re(R s) = Re R Re s - Im R Im s
     return torch.addcmul((state * conjugate).sum((-2, -1)), direct, x), state
@@ -87,10 +88,10 @@ def _plan(lengths: list[int], C: int, device: torch.device) -> _Plan:
     return _Plan(ints(order).to(device), counts, tokens.to(device), sizes)
 
 
-def blocks(
+def run_blocks(
     x: Tensor, poles: Tensor, residues: Tensor, direct: Tensor, state: Tensor, lengths: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """x (tokens, D), sequence after sequence; state (N, D, M, 2)."""
+    """Sequences of these lengths, one after the other in x (tokens, D), with state (N, D, M, 2)."""
     (total, D), M = x.shape, poles.shape[1]
     C = min(BLOCK, 1 << max(max(lengths, default=0) - 1, 0).bit_length())
     plan, tables = _plan(lengths, C, x.device), _tables(poles, residues, direct, C)
@@ -123,7 +124,7 @@ def blocks(
     final = torch.view_as_real(torch.cat([now, *reversed(finals)], 1)).transpose(0, 1)
     place = torch.empty(total + 1, dtype=torch.long, device=x.device)  # of each token among the outputs
     place[plan.tokens.flatten()] = torch.arange(plan.tokens.numel(), device=x.device)
-    return torch.cat(outs)[place[:total]], torch.empty_like(final).index_copy(0, plan.order, final)
+    return torch.cat(outs)[place[:total]], final.new_empty(final.shape).index_copy(0, plan.order, final)
 
 
 def _groups(counts: list[int], elements: int) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,10 @@ class Snapshot:
         """Whether the contents are the same, on whatever device, in whatever dtype; ``look`` reads all of them."""
         if not look and self._same(filter):
             return torch.equal(self._tensors[self._sign], self._contents[self._sign])
-        return self._find(filter) == self._names and all(map(_equal, self._tensors, self._contents))
+        same = self._find(filter) == self._names and all(map(_equal, self._tensors, self._contents))
+        if not same:
+            self._marks = None  # those just taken are of other contents
+        return same
 
     def _find(self, filter: HyenaFilter) -> list[Any]:
         """The names of all that the taps are made of; remembers who they are, and where they are held."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longstream.layers import HGRN, HGRN2, MLPS, RMSNorm, ShortConv, make_norm
+from longstream.layers._directions import refuse_in_direction
 from longstream.layers._padding import repad, run_unpadded
 from longstream.models.config import ModelConfig, deciding, has_gates
 from longstream.models.state import State
@@ -55,6 +56,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Any]:
         """x (B, T, D) -> (B, T, D) and the mixer's state."""
         if mask is not None:
+            if x.dim() == 4 and not self.causal:
+                refuse_in_direction("Block", "2d", state, mask, cu_seqlens)
             return run_unpadded("Block", self.forward, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         x = x + self.dropout(y)
@@ -62,6 +65,7 @@ class Block(nn.Module):
 
     def step(self, x_t: Tensor, state: Any, *, lower_bound: LowerBound | Tensor | None = None) -> tuple[Tensor, Any]:
         """x_t (B, D) -> (B, D) and the mixer's state."""
+        check_goes_on("Block.step", self)
         check_shapes("Block.step", {"D": self.hidden_size}, x_t=(x_t, "B D"))
         y, state = self.forward(x_t[:, None], state, lower_bound=lower_bound)
         return y[:, 0], state
@@ -156,6 +160,8 @@ class Backbone(nn.Module):
         """
         is_grid = isinstance(x, Tensor) and x.dim() == 4
         check_shapes("Backbone", {"D": self.hidden_size}, x=(x, "B Y X D" if is_grid else "B T D"))
+        if is_grid and not self.causal:
+            refuse_in_direction("Backbone", "2d", state, mask, cu_seqlens)
         if mask is not None:
             collected: list[Tensor] | None = None if hidden_states is None else []
             kwargs = {"cu_seqlens": cu_seqlens, "run_block": run_block, "hidden_states": collected}
@@ -168,7 +174,7 @@ class Backbone(nn.Module):
         if state is None:  # each mixer makes its own
             before, position = [None] * len(self.layers), torch.zeros(rows, dtype=torch.long, device=x.device)
         else:
-            self._check_state(state, rows)
+            self._check_state(state, rows, x.device)
             before, position = state.layers, state.position
         run = run_block or (lambda block, *args, **kwargs: block(*args, **kwargs))
         limits = None if self.lower_bounds is None else lower_bounds(self.lower_bounds, self.config.lower_bound or "")
@@ -194,12 +200,17 @@ class Backbone(nn.Module):
         return y, State(tuple(layers), position + taken, self.fingerprint)
 
     def step(self, x_t: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """One token: x_t (B, D) -> y_t (B, D) and the state after it."""
+        """One token: x_t (B, D) -> y_t (B, D) and the state after it.
+
+        Raises:
+            RuntimeError: a layer is not causal.
+        """
+        check_goes_on("Backbone.step", self)
         check_shapes("Backbone.step", {"D": self.hidden_size}, x_t=(x_t, "B D"))
         y, last = self.forward(x_t[:, None], state)
         return y[:, 0], last
 
-    def _check_state(self, state: State, rows: int) -> None:
+    def _check_state(self, state: State, rows: int, device: torch.device) -> None:
         if not isinstance(state, State):
             raise TypeError(f"Backbone: state must be a State or None, got {type(state).__name__}")
         if state.fingerprint != self.fingerprint:
@@ -211,6 +222,14 @@ class Backbone(nn.Module):
             raise ValueError(f"Backbone: state must have {len(self.layers)} layers, got {len(state.layers)}")
         if state.batch_size != rows:
             raise ValueError(f"Backbone: state must have {rows} rows, one for each sequence, got {state.batch_size}")
+        if state.position.device != device:
+            raise ValueError(f"Backbone: state must be on {device} like x, got {state.position.device}; see State.to")
+
+
+def check_goes_on(who: str, model: Any) -> None:
+    """Refuse to go from token to token where a layer looks both ways: its first token would be taken for all."""
+    if not model.causal:
+        raise RuntimeError(f"{who}: a mixer that is not causal needs the whole sequence; only forward takes one")
 
 
 @torch.no_grad()

@@ -9,13 +9,22 @@ from longstream.layers.modal import DistillReport
 def set_decode(model: nn.Module, mode: str) -> None:
     """Make every Hyena layer decode by "tiled" (exact, the default), "naive" (exact, for tests) or "modal".
 
-    States of one mode are refused in another.
+    States of one mode are refused in another. Nothing changes where one layer refuses.
 
     Raises:
-        ValueError: an unknown mode, no Hyena layer, or "modal" before `distill`.
+        ValueError: an unknown mode, or no Hyena layer.
+        RuntimeError: a layer is not causal, or has no modal filters for "modal": `distill` makes them.
     """
-    for layer in hyena_layers("set_decode", model).values():
-        layer.set_decode(mode)
+    layers = hyena_layers("set_decode", model)
+    before = {name: layer.decode for name, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.set_decode(mode)
+            layer.init_state(0)  # refuses "modal" without modal filters
+    except (ValueError, RuntimeError):
+        for name, layer in layers.items():
+            layer.decode = before[name]
+        raise
 
 
 def distill(
@@ -34,14 +43,18 @@ def distill(
         A report for each layer by its name in the model.
     Raises:
         ValueError: a layer cannot reach the tolerance (by how much is said), or there is no Hyena layer.
+        RuntimeError: a layer is not causal.
     """
     reports = {}
     layers = hyena_layers("distill", model)
+    before = {name: layer._modal for name, layer in layers.items()}
     for name, layer in layers.items():
         try:
             reports[name] = layer.distill(order, tol=tol, extrapolate=extrapolate)
-        except ValueError as error:
-            raise ValueError(f"distill: layer {name}: {error}") from error
+        except (ValueError, RuntimeError) as error:
+            for other in layers:
+                layers[other]._modal = before[other]
+            raise type(error)(f"distill: layer {name}: {error}") from error
     for layer in layers.values():
         layer.set_decode("modal")
     return reports

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longstream.layers._directions import refuse_in_direction
 from longstream.layers._padding import repad, run_unpadded
 from longstream.models.state import State
-from longstream.ops._check import check_cu_seqlens, check_shapes
+from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
 
 OUTPUTS = ("last", "all", "mean")
 
@@ -81,7 +82,11 @@ class FeatureModel(nn.Module):
         outputs = self.outputs if outputs is None else _check_outputs(outputs)
         grid = isinstance(x, Tensor) and x.dim() == 4
         check_shapes("FeatureModel", {"E": self.embed_dim}, x=(x, "B Y X E" if grid else "B T E"))
-        if outputs != "all" and x.shape[1] == 0:
+        if grid and not self.causal:
+            refuse_in_direction("FeatureModel", "2d", state, mask, cu_seqlens)
+            if resets is not None:
+                raise ValueError("FeatureModel: resets must be None with (B, height, width, E), got some")
+        if outputs != "all" and x.shape[1:-1].numel() == 0:
             raise ValueError(f"FeatureModel: x must have at least one frame for outputs={outputs!r}, got none")
         if resets is not None:
             y, last = self._forward_with_resets(x, state, mask, cu_seqlens, resets)
@@ -96,8 +101,13 @@ class FeatureModel(nn.Module):
     def _features(
         self, x: Tensor, state: State | None, *, cu_seqlens: Tensor | Sequence[int] | None = None
     ) -> tuple[Tensor, State]:
-        x = x if self.input_projection is None else self.input_projection(x)
-        return self.backbone(self.dropout(x), state, cu_seqlens=cu_seqlens)
+        return self.backbone(self.dropout(self._project(x)), state, cu_seqlens=cu_seqlens)
+
+    def _project(self, x: Tensor) -> Tensor:
+        if self.input_projection is None:
+            return x
+        check_like_weight("FeatureModel", "x", x, self.input_projection.weight)
+        return self.input_projection(x)
 
     def step(self, x_t: Tensor, state: State | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, State]:
         """One frame: x_t (B, E) -> y_t (B, D) and the state after it.
@@ -110,8 +120,7 @@ class FeatureModel(nn.Module):
             if state is not None and bool(reset.any()):
                 rows = torch.arange(sizes["B"], device=reset.device).masked_fill(reset, sizes["B"])
                 state = State.cat([state, self._fresh(1, state)]).select(rows)
-        x_t = x_t if self.input_projection is None else self.input_projection(x_t)
-        return self.backbone.step(self.dropout(x_t), state)
+        return self.backbone.step(self.dropout(self._project(x_t)), state)
 
     def prefill(self, x: Tensor, state: State | None = None, **kwargs: Any) -> State:
         """The state after the frames x (B, T, E), made in parallel; keyword arguments as of `forward`."""
@@ -129,10 +138,12 @@ class FeatureModel(nn.Module):
         if cu_seqlens is not None:
             raise ValueError("FeatureModel: resets and cu_seqlens exclude each other; a boundary resets already")
         _check_resets("FeatureModel", "resets", resets, tuple(x.shape[:2]))
+        if not len(x):
+            return self._features(x, state)
         if mask is not None:  # a reset on a pad counts for the next frame
             return self._unpad_with_resets(x, state, mask, resets)
         B, T = x.shape[:2]
-        return self._run_segments(x.reshape(1, B * T, -1), state, [T] * B, resets.reshape(-1), (B, T))
+        return self._run_segments(x.flatten(0, 1)[None], state, [T] * B, resets.reshape(-1), (B, T))
 
     def _unpad_with_resets(self, x: Tensor, state: State | None, mask: Tensor, resets: Tensor) -> tuple[Tensor, State]:
         def run(x: Tensor, state: State | None, *, cu_seqlens: list[int] | None = None) -> tuple[Tensor, State]:
@@ -165,7 +176,7 @@ class FeatureModel(nn.Module):
         if state is not None:
             state = State.cat([state, self._fresh(1, state)]).select(origins)
         y, last = self._features(x, state, cu_seqlens=bounds)
-        return y.reshape(*shape, -1), last.select(lasts)
+        return y.reshape(*shape, y.shape[-1]), last.select(lasts)
 
 
 def _check_outputs(outputs: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from longstream.models.backbone import Backbone
+from longstream.models.backbone import Backbone, check_goes_on
 from longstream.models.decode import longest
 from longstream.models.heads import LanguageModel, check_ids
 
@@ -39,7 +39,9 @@ def stream(
         One list for each new position: the row's token, or None where the row has ended.
     Raises:
         ValueError: an empty prompt, ids out of range, or an option out of its range.
+        RuntimeError: a layer is not causal.
     """
+    check_goes_on("generate", model)
     _check_options(max_new_tokens, temperature, top_k, top_p)
     prompts = _as_ids(prompts)
     device = model.embeddings.weight.device

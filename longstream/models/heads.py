@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from longstream.models.backbone import Backbone
+from longstream.models.backbone import Backbone, check_goes_on
 from longstream.models.config import ModelConfig
 from longstream.models.state import State
 from longstream.ops._check import wide
@@ -40,6 +40,11 @@ class LanguageModel(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embeddings.weight
 
+    @property
+    def causal(self) -> bool:
+        """Whether it goes from token to token."""
+        return self.backbone.causal
+
     def init_state(self, batch_size: int, **kwargs: Any) -> State:
         """The state before the first token, for a batch of ``batch_size`` rows."""
         return self.backbone.init_state(batch_size, **kwargs)
@@ -65,7 +70,12 @@ class LanguageModel(nn.Module):
         return self.lm_head(y), last
 
     def step(self, ids_t: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """One token a row: ids_t (B,) -> logits (B, config.padded_vocab_size) and the state after it."""
+        """One token a row: ids_t (B,) -> logits (B, config.padded_vocab_size) and the state after it.
+
+        Raises:
+            RuntimeError: a layer is not causal.
+        """
+        check_goes_on("LanguageModel.step", self)
         if not isinstance(ids_t, Tensor) or ids_t.dim() != 1:
             got = tuple(ids_t.shape) if isinstance(ids_t, Tensor) else type(ids_t).__name__
             raise ValueError(f"LanguageModel.step: ids_t must have shape (B,), got {got}")

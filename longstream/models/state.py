@@ -63,11 +63,17 @@ class State:
         return self.with_tensors([tensor.to(device) for tensor in self.tensors()])
 
     def select(self, indices: Tensor | list[int]) -> "State":
-        """The rows ``indices``, in that order, repeats allowed."""
+        """The rows ``indices``, in that order, repeats allowed.
+
+        Raises:
+            ValueError: they are not row numbers, 0 <= i < batch_size (which is looked at on a CPU).
+        """
         rows = torch.as_tensor(indices, device=self.position.device)
         if rows.dim() != 1 or rows.dtype == torch.bool or (len(rows) and rows.is_floating_point()):
             raise ValueError(f"State.select: indices must be row numbers, got {indices!r}")
         rows = rows.long()
+        if rows.device.type == "cpu" and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.batch_size:
+            raise ValueError(f"State.select: indices must lie in [0, {self.batch_size}), got {rows.tolist()}")
         return self.with_tensors([tensor.index_select(0, rows) for tensor in self.tensors()])
 
     def repeat_interleave(self, n: int) -> "State":

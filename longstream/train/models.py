@@ -12,7 +12,7 @@ from longstream.train.settings import ModelSettings, parse_count
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-WIDTH_STEP = 16  # hidden sizes that `--params` tries: multiples of it
+WIDTH_STEP = 16  # hidden sizes that `--params` tries: multiples of it, and of HGRN2's expand_ratio where one is given
 DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 # Channels a layer that `--params` aims at: 40 at a million parameters, as in the demo's 160 x 4, and by this power 85
 # at a billion, as in flash-linear-attention's 2048 x 24.
@@ -55,22 +55,23 @@ def choose_size(settings: ModelSettings, vocab_size: int, seq_len: int) -> Model
     base, ratio, power = USUAL_RATIO
     usual = ratio * (wanted / base) ** power
 
+    width_step = math.lcm(WIDTH_STEP, (settings.has_expand_ratio and settings.expand_ratio) or 1)
+
     def sized(width: int, depth: int) -> ModelSettings:
         middle = math.ceil(settings.hidden_ratio * width * 2 / 3 / WIDTH_STEP) * WIDTH_STEP
-        size = {"hidden_size": width, "num_hidden_layers": depth}
-        return replace(settings, **size, intermediate_size=settings.intermediate_size or middle, params="")
+        return replace(settings, hidden_size=width, num_hidden_layers=depth, intermediate_size=middle, params="")
 
     found = []
     for depth in DEPTHS:
         low, high = 1, 1024  # in steps of width; parameters grow with it
         while low < high:
             middle = (low + high) // 2
-            if count_parameters(model_config(sized(middle * WIDTH_STEP, depth), vocab_size, seq_len)) < wanted:
+            if count_parameters(model_config(sized(middle * width_step, depth), vocab_size, seq_len)) < wanted:
                 low = middle + 1
             else:
                 high = middle
         for step in {max(low - 1, 1), low}:
-            width = step * WIDTH_STEP
+            width = step * width_step
             count = count_parameters(model_config(sized(width, depth), vocab_size, seq_len))
             miss, out_of_proportion = abs(math.log(count / wanted)), abs(math.log(width / depth / usual))
             found.append((4 * max(miss, 0.03) + out_of_proportion, miss, width, depth))
@@ -95,7 +96,7 @@ def _hf_config(settings: ModelSettings, vocab_size: int, seq_len: int, ids: dict
     convolutions = {"use_short_conv": settings.use_short_conv, "conv_size": settings.conv_size}
     if settings.name == "hgrn":
         return hf.HGRNConfig(**common, **convolutions, expand_ratio=settings.recurrence_ratio)
-    if settings.name in ("hgrn2", "hybrid"):
+    if settings.has_expand_ratio:
         attn = _attention(settings) if settings.name == "hybrid" else None
         return hf.HGRN2Config(**common, **convolutions, expand_ratio=settings.state_size, attn=attn)
     mixer = HyenaConfig(order=settings.hyena_order, max_seq_len=settings.max_seq_len or seq_len)

@@ -63,8 +63,14 @@ class ModelSettings:
         _require(self, "hidden_ratio", self.hidden_ratio >= 1, ">= 1")
         _require(self, "intermediate_size", self.intermediate_size >= 0, ">= 0")
         _require(self, "conv_size", self.conv_size >= 2, ">= 2")
-        divides = self.params or not self.expand_ratio or self.hidden_size % self.expand_ratio == 0
-        _require(self, "expand_ratio", bool(divides), f"a divisor of hidden_size={self.hidden_size}")
+        if self.has_expand_ratio and self.expand_ratio and not self.params:
+            divides = self.hidden_size % self.expand_ratio == 0
+            _require(self, "expand_ratio", divides, f"a divisor of hidden_size={self.hidden_size}")
+
+    @property
+    def has_expand_ratio(self) -> bool:
+        """Whether the network has layers of HGRN2."""
+        return self.name in ("hgrn2", "hybrid")
 
     @property
     def state_size(self) -> int:
@@ -142,6 +148,10 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        fits = self.model.name != "hyena" or not 0 < self.model.max_seq_len < self.data.seq_len
+        _require(self.model, "max_seq_len", fits, f"0 or >= data.seq_len={self.data.seq_len}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

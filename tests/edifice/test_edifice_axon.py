@@ -139,6 +139,14 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut.safetensors is damaged"):
         load_axon(model, tmp_path / "cut.safetensors")
+    np.savez_compressed(tmp_path / "whole.npz", **arrays_of(plain.shake(model)))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    spoiled = bytearray(whole)
+    spoiled[len(whole) // 2] ^= 255
+    for name, data in {"cut": whole[: len(whole) // 2], "spoiled": bytes(spoiled), "junk": b"no archive"}.items():
+        (tmp_path / f"{name}.npz").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}.npz is damaged or of another kind: (?!.*pickle)"):
+            load_axon(model, tmp_path / f"{name}.npz")
     (tmp_path / "w.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"path must end in .npz or .safetensors, got .*w.bin"):
         load_axon(model, tmp_path / "w.bin")

@@ -266,8 +266,9 @@ def test_stale_modal_filters_are_refused(name):
         layer.set_decode("tiled")
         CHANGES[name](layer)
         layer.set_decode("modal")
-    with pytest.raises(RuntimeError, match=r"stale: the filters changed after distill\(\)"):
-        layer.step(x_t, state)
+    for _ in range(3):  # and again: to have looked does not make them right
+        with pytest.raises(RuntimeError, match=r"stale: the filters changed after distill\(\)"):
+            layer.step(x_t, state)
     layer.distill(2)
     layer.step(x_t, state)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from longstream.models import Backbone, HGRN2Config, ModelConfig
+from longstream.models import Backbone, HGRN2Config, HGRNConfig, ModelConfig
 from longstream.models.features import FeatureModel
 from longstream.testing import assert_equivalent
 
@@ -115,3 +115,32 @@ def test_bad_input():
         model.step(x[:, 0], None, reset=torch.zeros(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="embed_dim must be an integer >= 1, got 0"):
         FeatureModel(Backbone(CONFIG), 0)
+    with pytest.raises(TypeError, match=r"FeatureModel: x must be torch.float64 like the weights, got torch.float32"):
+        model(x.float())
+    with pytest.raises(TypeError, match=r"FeatureModel: x must be torch.float64 like the weights, got torch.float32"):
+        model.step(x[:, 0].float())
+
+
+@pytest.mark.parametrize(("rows", "T"), [(0, 3), (2, 0), (0, 0)])
+def test_resets_of_nothing(rows: int, T: int):
+    model = make()
+    y, state = model(frames(rows, T, 5), model.init_state(rows), resets=torch.ones(rows, T, dtype=torch.bool))
+    assert y.shape == (rows, T, 12)
+    assert state.position.tolist() == [0] * rows
+
+
+def test_images():
+    """Two-dimensional mixers: no summaries of nothing, no padding, packing or resets, and no step."""
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=12, num_layers=1, intermediate_size=10, mixer=HGRNConfig(direction="2d"))
+    model = FeatureModel(Backbone(config), 5, outputs="mean").double()
+    x = frames(2, 3, 4, 5)
+    assert torch.allclose(model(x)[0], model(x, outputs="all")[0].mean((1, 2)))
+    with pytest.raises(ValueError, match="at least one frame for outputs='mean', got none"):
+        model(x[:, :, :0])
+    whole = torch.ones(2, 3)
+    for options in ({"mask": whole}, {"cu_seqlens": [0, 3]}, {"resets": whole == 1}):
+        with pytest.raises(ValueError, match=f"FeatureModel: {next(iter(options))} must be None"):
+            model(x, **options)
+    with pytest.raises(RuntimeError, match="needs the whole sequence"):
+        model.step(x[:, 0, 0])

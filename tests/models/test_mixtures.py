@@ -180,11 +180,68 @@ def test_decoding_by_modes_is_near_and_keeps_the_contract():
 
 
 def test_a_distillation_that_misses_changes_nothing():
-    model = Backbone(config(layers=(HYENA,))).double().eval()
+    """The second layer misses; both stay as they were, before any distillation and after one."""
+    torch.manual_seed(0)
+    smooth = HyenaConfig(max_seq_len=64, filter_width=8, positional_width=3, frequency=1.0)
+    rough = HyenaConfig(max_seq_len=64, filter_width=8, positional_width=33, frequency=50.0)
+    model = Backbone(config(layers=(smooth, rough), num_layers=2)).double().eval()
+    x = torch.randn(1, 40, 12, dtype=torch.float64)
+    for _ in range(2):
+        before, _ = model(x)
+        with pytest.raises(ValueError, match=r"distill: layer layers\.1\.mixer: .*0\.01"):
+            distill(model, 4, tol=0.01)
+        assert torch.equal(model(x)[0], before)
+        distill(model, 2)
+
+
+def test_decoding_is_set_for_all_layers_or_for_none():
+    both_ways = HyenaConfig(max_seq_len=64, filter_width=8, positional_width=5, causal=False)
+    model = Backbone(config(layers=(HYENA, both_ways))).double().eval()
     x = torch.randn(1, 40, 12, dtype=torch.float64)
     exact, _ = model(x)
-    with pytest.raises(ValueError, match=r"distill: layer layers\.0\.mixer: .*1e-12"):
-        distill(model, tol=1e-12)
-    assert torch.equal(model(x)[0], exact)
+    for refused in (lambda: set_decode(model, "naive"), lambda: distill(model, 2)):
+        with pytest.raises(RuntimeError, match="causal is False"):
+            refused()
+        assert [block.mixer.decode for block in model.layers] == ["tiled"] * 4  # type: ignore[union-attr]
+    model = Backbone(config(layers=(HYENA,)))
+    with pytest.raises(RuntimeError, match=r"needs modal filters; call distill\(\)"):
+        set_decode(model, "modal")
+    assert model(x.float())[0].shape == exact.shape
+    with pytest.raises(ValueError, match="mode must be one of"):
+        set_decode(model, "fast")
+
+
+def test_a_model_without_hyena_has_nothing_to_distill():
     with pytest.raises(ValueError, match="must have a Hyena layer, got Backbone without one"):
         distill(Backbone(config(layers=(HGRN2,))), tol=0.1)
+
+
+@pytest.mark.parametrize(
+    "mixer",
+    [HGRNConfig(direction="bidirectional"), HyenaConfig(max_seq_len=300, causal=False)],
+    ids=lambda mixer: type(mixer).__name__,
+)
+def test_a_mixer_that_looks_both_ways_has_no_step(mixer: Any):
+    """Alone or among others; a first token must not pass as one that is followed by nothing."""
+    model = LanguageModel(config(layers=(HGRN2, mixer))).double()
+    assert not model.causal
+    assert_equivalent(model, lengths=(0, 1, 9))
+    x_t, ids = torch.randn(2, 12, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    for who, call in {
+        "Block.step": lambda: model.backbone.layers[1].step(x_t, None),  # type: ignore[operator]
+        "Backbone.step": lambda: model.backbone.step(x_t, None),
+        "LanguageModel.step": lambda: model.step(ids, None),
+        "generate": lambda: generate(model, [[1]], 1),
+    }.items():
+        with pytest.raises(RuntimeError, match=f"{who}: a mixer that is not causal needs the whole sequence"):
+            call()
+
+
+def test_images_take_no_padding_and_no_packing():
+    model = Backbone(config(layers=(HGRNConfig(direction="2d"),)))
+    x, mask = torch.randn(1, 3, 4, 12), torch.tensor([[1, 1, 0]])
+    for module, who in ((model, "Backbone"), (model.layers[0], "Block")):
+        with pytest.raises(ValueError, match=f"{who}: mask must be None, got Tensor: '2d' takes whole images"):
+            module(x, mask=mask)
+    with pytest.raises(ValueError, match="Backbone: cu_seqlens must be None"):
+        model(x, cu_seqlens=[0, 3])

@@ -139,6 +139,14 @@ def test_rows_are_selected_by_number(model: LanguageModel):
     for wrong in (torch.tensor([True, False]), [0.5], torch.tensor(1)):
         with pytest.raises(ValueError, match="indices must be row numbers"):
             state.select(wrong)  # type: ignore[arg-type]
+    for outside in (-1, 2):
+        with pytest.raises(ValueError, match=rf"State.select: indices must lie in \[0, 2\), got \[0, {outside}\]"):
+            state.select([0, outside])
+
+
+def test_a_state_on_another_device(model: LanguageModel):
+    with pytest.raises(ValueError, match=r"state must be on cpu like x, got meta; see State\.to"):
+        model(torch.zeros(2, 1, dtype=torch.long), after(model).to("meta"))
 
 
 def test_a_missing_directory(model: LanguageModel, tmp_path: Path):

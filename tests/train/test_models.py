@@ -15,7 +15,7 @@ from longstream.train.models import build_model, choose_size, model_config
 from longstream.train.run import train
 from longstream.train.rundir import load_run
 from longstream.train.sample import sample_text
-from longstream.train.settings import ModelSettings, build_settings, parse_count
+from longstream.train.settings import PRESETS, ModelSettings, build_settings, parse_count
 from longstream.train.trainer import Trainer
 from tests.train.runs import losses, small, write_text
 
@@ -72,6 +72,35 @@ def test_a_hybrid_of_one_kind_is_none(changes: dict):
         ValueError, match="a hybrid needs both at least 2, to have HGRN2 and attention, got attention_every"
     ):
         model_config(settings(name="hybrid", **changes), 257, 64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_params_goes_with_every_preset(preset: str, name: str):
+    """Their hidden size, MLP and depth give way; their expand_ratio stays, and decides the width of HGRN2."""
+    asked = build_settings(PRESETS[preset], {"model.name": name, "model.params": "3M"}).model
+    chosen = choose_size(asked, vocab_size=257, seq_len=64)
+    assert count_parameters(model_config(chosen, 257, 64)) == pytest.approx(3e6, rel=0.25)
+    assert chosen.intermediate_size == pytest.approx(8 / 3 * chosen.hidden_size, rel=0.1)
+    assert chosen.expand_ratio == asked.expand_ratio
+    assert name in ("hgrn", "hyena") or chosen.hidden_size % chosen.expand_ratio == 0
+
+
+def test_training_sequences_must_fit_into_hyena():
+    """Said of the settings, before a run that is there is overwritten."""
+    asked = {"model.name": "hyena", "data.seq_len": 64}
+    with pytest.raises(ValueError, match=r"ModelSettings\.max_seq_len must be 0 or >= data\.seq_len=64, got 32"):
+        build_settings(asked, {"model.max_seq_len": 32})
+    for name, longest in (("hyena", 0), ("hyena", 64), ("hgrn2", 32)):
+        build_settings(asked, {"model.name": name, "model.max_seq_len": longest})
+
+
+def test_expand_ratio_is_of_hgrn2_alone():
+    for name in ("hgrn", "hyena"):
+        assert model_config(settings(name=name, expand_ratio=32, hidden_size=48), 257, 64).hidden_size == 48
+    for name in ("hgrn2", "hybrid"):
+        with pytest.raises(ValueError, match=r"expand_ratio must be a divisor of hidden_size=48, got 32"):
+            settings(name=name, expand_ratio=32, hidden_size=48)
 
 
 def test_a_size_that_no_model_has_is_refused():
