@@ -158,13 +158,11 @@ class Hyena(nn.Module):
     def distill(
         self, order: int | None = None, *, tol: float | None = None, extrapolate: bool = False
     ) -> DistillReport:
-        """Fit modal filters to the filters, for decode "modal". They are not in state_dict.
+        """Fit modal filters to the filters, for decode "modal", and report how close they come. Not in state_dict.
 
         Args:
             order, tol:  see `longstream.layers.modal.distill_filters`.
             extrapolate: whether to go past max_seq_len, where nothing was fitted.
-        Returns:
-            how close they come: rough filters need many modes.
         Raises:
             ValueError: tol is not met.    RuntimeError: not causal.
         """
@@ -177,12 +175,16 @@ class Hyena(nn.Module):
     def set_modal(self, modal: ModalFilter, *, extrapolate: bool = True) -> None:
         """Give the modal filters for decode "modal", N - 1 stages of D / num_heads channels, as StripedHyena has them.
 
-        extrapolate: whether to go past max_seq_len.
+        extrapolate: whether to go past max_seq_len. ValueError: other shapes, or a pole that grows.
         """
         self._needs_causal("set_modal")
+        if not isinstance(modal, ModalFilter):
+            raise TypeError(f"Hyena.set_modal: modal must be a ModalFilter, got {type(modal).__name__}")
         sizes = {"N-1": self.order - 1, "D/H": self.hidden_size // self.num_heads, "2": 2}
         poles, residues = (modal.poles, "N-1 D/H M 2"), (modal.residues, "N-1 D/H M 2")
         check_shapes("Hyena.set_modal", sizes, poles=poles, residues=residues, direct=(modal.direct, "N-1 D/H"))
+        if (modal.poles.detach().norm(dim=-1) > 1 + 1e-6).any():
+            raise ValueError("Hyena.set_modal: modal.poles must have |pole| <= 1, got one that grows")
         self._modal = ModalCopy(modal, self.num_heads, extrapolate)
 
     def init_state(

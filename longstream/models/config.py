@@ -134,7 +134,7 @@ class ModelConfig:
     norm: str = "rms"  # of the block, and the last one: "rms" or "layer"
     norm_eps: float = 1e-6  # theirs; the mixer has its own
     dropout: float = 0.0  # on what mixer and MLP add
-    embed_dropout: float = 0.0  # on what comes in
+    embed_dropout: float = 0.0  # on the embeddings of LanguageModel
     lower_bound: str | None = "inclusive"  # which cumulative sum bounds the forget gates; None for no bounds
     vocab_size: int | None = None  # for LanguageModel
     vocab_multiple: int = 1  # the embeddings have this or a multiple of it as rows; ids stay below vocab_size

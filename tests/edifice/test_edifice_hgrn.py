@@ -179,6 +179,8 @@ def test_scan_edifice_takes_whole_sequences_only():
         with pytest.raises(RuntimeError, match=r"step: scan 'edifice' takes whole sequences.*scan='exact'"):
             module.step(u[:, 0], None)
     with pytest.raises(ValueError, match="state must be None with scan 'edifice'"):
+        model(x, state)
+    with pytest.raises(RuntimeError, match=r"step: scan 'edifice' takes whole sequences.*scan='exact'"):
         model.step(x[:, 0], state)
 
 

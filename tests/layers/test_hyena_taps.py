@@ -293,3 +293,12 @@ def test_taps_made_in_inference_mode_meet_gradients_later():
     again, _ = layer(x)
     assert torch.equal(again, y)
     assert torch.autograd.grad(again.sum(), x)[0].isfinite().all()
+
+
+def test_modal_filters_that_grow_or_are_none_are_refused():
+    layer = make()
+    modal = random_modal(layer.order - 1, D)
+    with pytest.raises(TypeError, match=r"Hyena\.set_modal: modal must be a ModalFilter, got NoneType"):
+        layer.set_modal(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"modal\.poles must have \|pole\| <= 1, got one that grows"):
+        layer.set_modal(modal._replace(poles=3 * modal.poles / modal.poles.norm(dim=-1, keepdim=True)))

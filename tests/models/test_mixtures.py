@@ -52,6 +52,17 @@ def test_the_contract_of_every_block(mixer: Any, dtype: torch.dtype):
     assert_equivalent(Block(config(layers=(mixer,), mlp="gelu", norm="layer")).to(dtype), lengths=(0, 1, 2, 63))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "mixer", [*HYBRID, None], ids=lambda mixer: "mixture" if mixer is None else type(mixer).__name__
+)
+def test_the_contract_past_many_chunks(mixer: Any, dtype: torch.dtype):
+    torch.manual_seed(0)
+    module = LanguageModel(config()) if mixer is None else Block(config(layers=(mixer,)))
+    assert_equivalent(module.to(dtype), lengths=(257,))
+
+
 def test_a_pattern_is_repeated_over_the_depth():
     model = Backbone(config(layers=[HGRN2, ATTENTION], num_layers=5))
     names = [type(model.get_submodule(f"layers.{i}.mixer")).__name__ for i in range(5)]
