@@ -3,16 +3,37 @@
 import pytest
 import torch
 
-from longstream.ops import available_backends, gla, short_conv
+from longstream.ops import (
+    available_backends,
+    gated_scan,
+    gla,
+    long_conv,
+    long_conv_two_sided,
+    op_names,
+    short_conv,
+)
 
-OPS = ("gla", "short_conv")
+OPS = ("gated_scan", "gla", "long_conv", "long_conv_two_sided", "short_conv")
 
 
 def call(op, backend):
+    x, taps = torch.ones(1, 3, 2), torch.ones(2, 4)
     if op == "gla":
         q = torch.ones(1, 3, 2, 4)
         return gla(q, q, torch.ones(1, 3, 2, 5), -q, backend=backend)
-    return short_conv(torch.ones(1, 3, 2), torch.ones(2, 4), backend=backend)
+    if op == "gated_scan":
+        return gated_scan(x, -x, backend=backend)
+    if op == "long_conv":
+        out, state = long_conv(x, taps, backend=backend)
+        return out, state.recent
+    if op == "long_conv_two_sided":
+        out = long_conv_two_sided(x, taps, taps, backend=backend)
+        return out, out
+    return short_conv(x, taps, backend=backend)
+
+
+def test_every_op_is_here():
+    assert sorted(OPS) == op_names()
 
 
 @pytest.mark.parametrize("op", OPS)
