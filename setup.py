@@ -2,8 +2,8 @@
 
 The library is built against PyTorch's stable ABI: its headers and one shared object to link with are all that is needed
 of torch, and the file serves every Python and every later torch. torch is not imported, and it is looked for where the
-package goes, so that pip's isolated builds find it too. Where there is no compiler or no torch, the package is installed
-without the library, and `longstream info` says so.
+package goes, so that pip's isolated builds find it too. Where there is no compiler or no torch, the package is
+installed without the library, and `longstream info` says so.
 
     CXX=...                      the compiler, g++ or clang++
     LONGSTREAM_NATIVE=0 | 1      do not compile; or fail where it cannot be compiled
@@ -97,8 +97,7 @@ def compile_library(target: Path, work: Path) -> None:
     beside = target.with_suffix(".partial")
     objects = [str(output) for _, output in jobs]
     # No path to torch's libraries goes into the file: torch is loaded before it.
-    link = [*compiler, "-shared", *extra, *objects, "-L", str(torch / "lib"), "-ltorch_cpu", "-o", str(beside)]
-    run([*link, "-lc10"] if (torch / "lib").glob("libc10.*") else link)
+    run([*compiler, "-shared", *extra, *objects, "-L", str(torch / "lib"), "-ltorch_cpu", "-o", str(beside)])
     beside.replace(target)
 
 
@@ -112,15 +111,12 @@ def run(command: list[str]) -> None:
 class BuildKernels(build_ext):
     """Compile with `compile_library` in place of what setuptools would do for a Python extension module."""
 
-    def get_ext_filename(self, fullname: str) -> str:  # noqa: D102
+    def get_ext_filename(self, fullname: str) -> str:
         return LIBRARY
 
-    def get_export_symbols(self, ext: Extension) -> list[str]:  # noqa: D102
-        return []
-
-    def build_extension(self, ext: Extension) -> None:  # noqa: D102
+    def build_extension(self, ext: Extension) -> None:
         wish = os.environ.get("LONGSTREAM_NATIVE", "")
-        target = ROOT / LIBRARY if self.inplace else Path(self.build_lib, LIBRARY).absolute()
+        target = Path(self.build_lib, LIBRARY).absolute()
         try:
             if wish == "0":
                 raise Skip("LONGSTREAM_NATIVE=0")
@@ -131,18 +127,20 @@ class BuildKernels(build_ext):
             print(f"longstream: installed without native kernels: {reason}", file=sys.stderr)
             target.unlink(missing_ok=True)  # one of older sources would be worse than none
 
-    def copy_extensions_to_source(self) -> None:  # noqa: D102
+    def copy_extensions_to_source(self) -> None:
         if Path(self.build_lib, LIBRARY).exists():
             super().copy_extensions_to_source()
+        else:
+            (ROOT / LIBRARY).unlink(missing_ok=True)
 
-    def get_outputs(self) -> list[str]:  # noqa: D102
+    def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
 class AnyPythonWheel(bdist_wheel):
     """A wheel for one platform and every Python 3: the library does not link with Python."""
 
-    def get_tag(self) -> tuple[str, str, str]:  # noqa: D102
+    def get_tag(self) -> tuple[str, str, str]:
         *_, platform_tag = super().get_tag()
         return "py3", "none", platform_tag
 

@@ -287,6 +287,7 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
         )
     )
     print(f"{torch.get_num_threads()} threads on {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"native kernels: {ops.native_kernels()}")
     for name in ops.op_names():
         backends = ops.available_backends(name)  # in order of preference
         used = next((backend for backend, why_not in backends.items() if why_not is None), None)

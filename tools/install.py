@@ -1,7 +1,8 @@
 """Make .venv and install the pinned packages and longstream into it; does nothing when that is already so.
 
 Run by make. Standard library only, and it installs nothing outside .venv. pip's own settings (PIP_INDEX_URL,
-PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honored.
+PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honored, and so are those of setup.py for the native kernels
+(LONGSTREAM_NATIVE, CXX, ...).
 """
 
 import hashlib
@@ -20,10 +21,11 @@ STAMP = VENV / "installed.json"  # where .venv was made; and, after a complete r
 
 
 def main() -> None:
-    """Bring .venv in line with requirements.lock and pyproject.toml."""
+    """Bring .venv in line with requirements.lock, pyproject.toml and the sources of the native kernels."""
     check_python()
     place = {"python": sys.version, "base": sys.base_prefix, "venv": str(VENV)}  # a venv works in one place only
-    digest = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    built_from = [LOCK, ROOT / "pyproject.toml", ROOT / "setup.py", *sorted((ROOT / "csrc").glob("*.[ch]*"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in built_from)).hexdigest()
     wanted = {**place, "digest": digest}
     found = json.loads(STAMP.read_text()) if STAMP.exists() else {}
     if found == wanted:
@@ -34,13 +36,14 @@ def main() -> None:
         print(f"Making {VENV} with Python {sys.version.split()[0]} ...", flush=True)
         run(sys.executable, "-m", "venv", "--clear", str(VENV))
     STAMP.write_text(json.dumps(place))
-    print("Installing what requirements.lock pins; this happens once, and when that file changes ...", flush=True)
+    print("Installing what requirements.lock pins; this happens once, and when the sources change ...", flush=True)
     # The pinned pip first: older ones download whole files only to list what torch would bring.
     pip("install", "--quiet", pin("pip"))
     check_torch()
     pip("install", *([] if sys.stdout.isatty() else ["--quiet"]), "-r", str(LOCK))  # progress bars for a person only
-    # twice quiet: setuptools warns of every editable install
-    pip("install", "-qq", "--no-build-isolation", "--no-deps", "--editable", str(ROOT))
+    print("Installing longstream, and compiling its native kernels ...", flush=True)
+    told = pip("install", "-v", "--no-build-isolation", "--no-deps", "--editable", str(ROOT), capture=True).decode()
+    print(*(line.strip() for line in told.splitlines() if "without native kernels" in line), sep="\n", end="")
     STAMP.write_text(json.dumps(wanted))
 
 

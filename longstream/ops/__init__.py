@@ -2,6 +2,7 @@
 
 from longstream.ops._dispatch import available_backends as available_backends
 from longstream.ops._dispatch import op_names as op_names
+from longstream.ops._native import native_kernels as native_kernels
 from longstream.ops.gated_scan import gated_scan as gated_scan
 from longstream.ops.gates import LowerBound as LowerBound
 from longstream.ops.gates import forget_gate as forget_gate

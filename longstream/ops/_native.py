@@ -31,6 +31,6 @@ def why_not(x: Tensor) -> str | None:
     return MISSING
 
 
-def instruction_set() -> str | None:
-    """The one the kernels use here, "base", "avx2" or "avx512"; None without the library."""
-    return None if MISSING else torch.ops.longstream.isa()
+def native_kernels() -> str:
+    """The instruction set that the native kernels use here ("base", "avx2", "avx512"), or why there are none."""
+    return MISSING or torch.ops.longstream.isa()
