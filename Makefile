@@ -6,11 +6,11 @@ TESTFLAGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean venv
+.PHONY: help demo test check sanitize clean venv
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do \
-	  printf 'make %-7s %s\n' "$$target" "$$text"; done
+	  printf 'make %-8s %s\n' "$$target" "$$text"; done
 
 demo: venv  ## train a small model on real text, measure it, write text with it
 	$(BIN)/longstream train --data builtin --preset demo --out runs/demo --overwrite
@@ -23,6 +23,9 @@ test: venv  ## run every test; TESTFLAGS="-m 'not slow' -x" passes flags to pyte
 
 check: venv  ## formatting, lint and types, through pre-commit
 	$(BIN)/pre-commit run --all-files
+
+sanitize:  ## compile and run the C++ kernels under the address, undefined behavior and thread sanitizers
+	sh csrc/tests/sanitize.sh "$(CXX)"
 
 clean:  ## remove .venv, caches and build artifacts; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info

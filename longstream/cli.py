@@ -1,4 +1,4 @@
-"""The command line: ``longstream train | evaluate | generate | info``.
+"""The command line: ``longstream train | evaluate | generate | info | bench``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 training diverged; 2 what was asked for cannot be
 done, and one line says why (a traceback, where LONGSTREAM_TRACEBACK is set); 128 + n ended by signal n (130 is Ctrl-C).
@@ -21,6 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
+from longstream.bench.command import add_bench_flags
 from longstream.train.flags import add_setting_flags, given, unknown_option
 from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_settings, flatten, read_toml
 
@@ -30,6 +31,7 @@ COMMANDS = {
     "evaluate": "bits per byte of a trained model, beside xz and bz2",
     "generate": "continue a prompt",
     "info": "versions, threads, backends; of a run, what it is",
+    "bench": "time ops and layers beside other packages, and check them",
 }
 
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     logging.getLogger("longstream").setLevel(logging.INFO if first else logging.WARNING)
-    commands = {"train": _train, "evaluate": _evaluate, "generate": _generate, "info": _info}
+    commands = {"train": _train, "evaluate": _evaluate, "generate": _generate, "info": _info, "bench": _bench}
     try:
         if args.command != "train" and rest:
             raise ValueError(unknown_option(rest[0], args.options))
@@ -67,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rich",
         ):
             raise
-        return _fail(f"{args.command} needs more than the core install ({error}): pip install 'longstream[train]'", 2)
+        extra = "bench" if args.command == "bench" else "train"
+        return _fail(f"{args.command} needs more than the core install ({error}): pip install 'longstream[{extra}]'", 2)
 
 
 def _fail(message: object, code: int) -> int:
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (evaluate, generate):
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads [torch's choice]")
     add["info"].add_argument("model", metavar="RUN", nargs="?", help="run directory, or a checkpoint of one")
+    add_bench_flags(add["bench"])
     for command in add.values():
         command.set_defaults(options=[option for action in command._actions for option in action.option_strings])
     return parser
@@ -296,6 +300,12 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
     if args.model is not None:
         _describe(args.model)
     return 0
+
+
+def _bench(args: argparse.Namespace, rest: list[str]) -> int:
+    from longstream.bench.command import run_bench
+
+    return run_bench(args)
 
 
 def _told(value: Any) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from longstream.ops import LongConvState
+from longstream.ops import LongConvState, available_backends
 
 # B, T, H, K, V: nothing, one token, two, and both sides of a chunk of 64 and of several.
 GLA_SHAPES = [
@@ -31,6 +32,16 @@ GATES = ("slow", "fast", "wide", "exact")
 
 # Zero-length sequences first, in the middle and last; length 1; one past a chunk of 64.
 CU_SEQLENS = [0, 0, 5, 6, 6, 71, 80, 80]
+
+
+def backends(op, without=()):
+    """An op's backends as parameters of tests; one that cannot run here, such as the kernels where they are not
+    compiled, is skipped and says why."""
+    return [
+        pytest.param(name, marks=[pytest.mark.skip(f"{name}: {refusal}")] if refusal else [])
+        for name, refusal in available_backends(op).items()
+        if name not in without
+    ]
 
 
 @dataclass

@@ -51,17 +51,18 @@ def assert_same(name, got, exact, tolerance=SAME_IN_FLOAT64):
     assert err <= tolerance * size, f"{name}: off by {err:.1e}, allowed {tolerance:.0e} * {size:.1e}"
 
 
-def assert_no_worse(name, got, loop, exact, factor=2.0):
-    """The error of ``got`` is at most ``factor`` times what the plain loop loses, plus one rounding.
+def assert_no_worse(name, got, loop, exact, factor=2.0, roundings=1, size=None):
+    """The error of ``got`` is at most ``factor`` times what the plain loop loses, plus one rounding or a few.
 
-    loop: the plain loop in float32, rounded once to the dtype of ``got``; exact: the loop in float64.
+    loop: the plain loop in float32, rounded once to the dtype of ``got``; exact: the loop in float64. A rounding is a
+    share of ``size``, by default of the largest value.
     """
     assert got.shape == exact.shape, f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
     if got.numel() == 0:
         return
     exact, loop = tensor(exact), torch.as_tensor(loop).to(got.dtype)
     err, loop_err = ((t.double() - exact).abs().max() for t in (got.detach(), loop))
-    floor = torch.finfo(got.dtype).eps * exact.abs().max()  # one rounding of the largest value
+    floor = roundings * torch.finfo(got.dtype).eps * (exact.abs().max() if size is None else size)
     assert err <= factor * loop_err + floor, f"{name}: {err:.1e} > {factor} * {loop_err:.1e} + {floor:.1e}"
 
 

@@ -11,7 +11,20 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "longstream").rglob("*.py"))
 
 # A part imports itself and the parts before it. "longstream" is longstream/__init__.py.
-ORDER = ["ops", "layers", "models", "edifice", "catalog", "testing", "longstream", "hf", "train", "cli", "__main__"]
+ORDER = [
+    "ops",
+    "layers",
+    "models",
+    "edifice",
+    "catalog",
+    "testing",
+    "longstream",
+    "hf",
+    "train",
+    "bench",
+    "cli",
+    "__main__",
+]
 
 # Who may import what besides the standard library; a package named nowhere here is not used at all.
 EVERYWHERE = {"longstream", "torch", "numpy"}
@@ -21,11 +34,17 @@ THIRD_PARTY = {
     "tokenizers": {"hf", "train"},
     "accelerate": {"train"},
     "tensorboard": {"train"},
-    "matplotlib": {"train", "cli"},
-    "rich": {"train", "cli"},
+    "matplotlib": {"train", "bench", "cli"},
+    "rich": {"train", "bench", "cli"},
     "tomli": {"train", "cli"},
 }
-FILES_AND_ENVIRONMENT = {"models/state.py", "edifice/axon.py", "train", "cli"}  # states, and weights by Axon's names
+FILES_AND_ENVIRONMENT = {
+    "models/state.py",
+    "edifice/axon.py",
+    "train",
+    "bench",
+    "cli",
+}  # states, and weights by Axon's names
 TOUCHES_FILES = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "save_file", "load_file", "safe_open"}
 RUNS_CODE = {"pickle", "shelve", "marshal"}  # reading such a file runs what is in it
 

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from longstream.layers._directions import both_ways, check_direction_and_conv, four_ways, refuse_in_direction
 from longstream.layers._options import check_epsilon, check_flags, check_integers, check_one_of, check_state
 from longstream.layers._padding import run_unpadded
-from longstream.layers.norm import NORMS, make_norm
+from longstream.layers.norm import NORMS, RMSNorm, make_norm
 from longstream.layers.short_conv import ShortConv
 from longstream.layers.state import NoState, refuse_step, register_state
 from longstream.ops import LowerBound, forget_gate, gated_scan
 from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
+from longstream.ops.gates import gate_input
 
 _GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 
@@ -144,7 +145,7 @@ class HGRN(nn.Module):
         self.forget_proj = nn.Linear(hidden_size, E, bias=bias)
         self.out_gate_proj = nn.Linear(hidden_size, width, bias=bias)
         self.out_proj = nn.Linear(width, hidden_size, bias=bias)
-        self.norm = make_norm(norm, width, norm_eps)
+        self.norm = make_norm(norm, width, norm_eps, backend)
         self.theta = nn.Parameter(torch.empty(E)) if unit == "complex" else None
         self.theta_reverse = None if shared_theta else nn.Parameter(torch.empty(E))
         if conv_size:
@@ -246,12 +247,12 @@ class HGRN(nn.Module):
 
     def _gate(self, c: Tensor, z: Tensor, lower_bound: LowerBound | Tensor | None) -> tuple[Tensor, Tensor]:
         """(1 - f) * SiLU(c), a pair of real and imaginary part if complex, and log f; both float32 or wider."""
-        c = F.silu(c)
-        log_forget, input_gate = forget_gate(z, lower_bound)
-        if self.unit == "complex":
-            c = c.unflatten(-1, (self.gate_size, 2)).transpose(-1, -2)  # (..., 2, E)
-            input_gate = input_gate.unsqueeze(-2)
-        return input_gate * c, log_forget
+        if self.unit == "real":
+            log_forget, gated_input = gate_input(c, z, lower_bound, backend=self.backend)
+            return gated_input, log_forget
+        log_forget, input_gate = forget_gate(z, lower_bound, backend=self.backend)
+        c = F.silu(c).unflatten(-1, (self.gate_size, 2)).transpose(-1, -2)  # (..., 2, E)
+        return input_gate.unsqueeze(-2) * c, log_forget
 
     def _scan(self, gated_input: Tensor, log_forget: Tensor, reverse: bool, bounds: list[int] | None) -> Tensor:
         theta = self.theta_reverse if reverse and self.theta_reverse is not None else self.theta
@@ -261,8 +262,11 @@ class HGRN(nn.Module):
         return h
 
     def _output(self, x: Tensor, h: Tensor) -> Tensor:
-        gate = self.gate_activation(self.out_gate_proj(x))
+        gate = self.out_gate_proj(x)
         o = (h.flatten(-2) if self.unit == "complex" else h).to(gate.dtype)
+        if self.norm_first and self.gate_activation is F.silu and isinstance(self.norm, RMSNorm):
+            return self.out_proj(self.norm(o, gate))  # in one pass
+        gate = self.gate_activation(gate)
         return self.out_proj(self.norm(o) * gate if self.norm_first else self.norm(o * gate))
 
     def _state_shapes(self, rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

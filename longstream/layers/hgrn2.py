@@ -135,7 +135,7 @@ class HGRN2(nn.Module):
         self.forget_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.norm = make_norm(norm, hidden_size, norm_eps)
+        self.norm = make_norm(norm, hidden_size, norm_eps, backend)
         if conv_size:
             self.q_conv = ShortConv(hidden_size, conv_size, bias=conv_bias, backend=backend)
             self.forget_conv = ShortConv(hidden_size, conv_size, bias=conv_bias, backend=backend)
@@ -236,7 +236,7 @@ class HGRN2(nn.Module):
         if self.query_scale != 1:
             q = q * self.query_scale
         v = v if self.value_activation is None else self.value_activation(v)
-        log_forget, k = forget_gate(z, lower_bound)
+        log_forget, k = forget_gate(z, lower_bound, backend=self.backend)
         q, k, v, log_forget = (u.unflatten(-1, (self.num_heads, self.expand_ratio)) for u in (q, k, v, log_forget))
         return q, k, v, log_forget
 

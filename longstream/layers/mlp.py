@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longstream.ops.swiglu import swiglu
+
 
 class SwiGLU(nn.Module):
     """``y = W_down (SiLU(W_gate x) * W_up x)`` (Shazeer 2020, arXiv:2002.05202), without biases.
@@ -10,17 +12,19 @@ class SwiGLU(nn.Module):
     Args:
         hidden_size:       D, of input and output.
         intermediate_size: width between.
+        backend:           "auto"; "native", which has first derivatives only; or "torch", also called "reference".
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int):
+    def __init__(self, hidden_size: int, intermediate_size: int, backend: str = "auto"):
         super().__init__()
+        self.backend = backend
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x), backend=self.backend))
 
 
 class GeluMLP(nn.Module):

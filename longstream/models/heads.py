@@ -85,7 +85,8 @@ class LanguageModel(nn.Module):
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy, in nats a token, of logits[:, t] against labels[:, t + 1]; labels of -100 do not count."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).to(wide(logits)), labels[:, 1:].flatten())
+    shifted = F.pad(labels.long(), (0, 1), value=-100)[:, 1:]  # labels move, so that no logits are copied
+    return F.cross_entropy(logits.flatten(0, 1).to(wide(logits)), shifted.flatten())
 
 
 def check_ids(name: str, ids: Tensor, vocab_size: int, argument: str = "ids") -> None:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longstream.ops import _fused
 from longstream.ops._check import check_shapes, wide
+from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
+from longstream.ops._gates_native import forget_gate as _native_gate
 
 
 class LowerBound(NamedTuple):
@@ -55,7 +58,9 @@ def lower_bounds(gamma: Tensor, kind: str = "inclusive") -> LowerBound:
     return LowerBound(*(x - (x.detach() - 1).clamp(min=0) for x in (bound, complement)))
 
 
-def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tuple[Tensor, Tensor]:
+def forget_gate(
+    z: Tensor, lower_bound: LowerBound | Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Forget gate ``f = bound + (1 - bound) sigmoid(z)``: returns ``log f`` and ``1 - f``, each accurate by itself.
 
     HGRN (Qin et al. 2023, arXiv:2311.04823). 1 - f = (1 - bound) sigmoid(-z), the key of HGRN2;
@@ -64,26 +69,52 @@ def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tu
     Args:
         z:           (..., D) float.                   Pre-activation of the gate.
         lower_bound: LowerBound of (D,), (D,) or None. None means 0; of a plain tensor 1 - bound is subtracted.
+        backend:     "auto" or a name from ``available_backends("forget_gate")``. "reference" is another name of
+                     "torch": there is no loop here. "native" has first derivatives only.
     Returns:
         log_forget (..., D), <= 0, natural log;  input_gate (..., D) in [0, 1]. Both float32 or wider.
     Raises:
         ValueError: the bound is not (D,).    TypeError: z is not floating point.
+        RuntimeError: the named backend cannot run here; the message says why.
     """
+    bound, complement = _bounds("forget_gate", z, lower_bound)
+    return pick("forget_gate", _BACKENDS, backend, z)(z, bound, complement)
+
+
+def gate_input(
+    candidate: Tensor, z: Tensor, lower_bound: LowerBound | Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """HGRN's gates at once: ``log f`` and ``(1 - f) SiLU(candidate)``, f as in `forget_gate`; candidate is like z."""
+    bound, complement = _bounds("gate_input", z, lower_bound)
+    return pick("forget_gate", _BACKENDS, backend, z)(z, bound, complement, candidate)
+
+
+def _bounds(op: str, z: Tensor, lower_bound: LowerBound | Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The bound and its complement, or two times None, after a look at all shapes."""
     if isinstance(lower_bound, Tensor):
         lower_bound = LowerBound(lower_bound, 1 - lower_bound)
     elif not isinstance(lower_bound, LowerBound | None):
-        raise TypeError(f"forget_gate: lower_bound must be a LowerBound, a tensor or None, got {lower_bound!r}")
+        raise TypeError(f"{op}: lower_bound must be a LowerBound, a tensor or None, got {lower_bound!r}")
     bound, complement = lower_bound or (None, None)
     leading = [f"N{i}" for i in range(z.dim() - 1)] if isinstance(z, Tensor) else ["..."]
-    check_shapes(
-        "forget_gate", z=(z, " ".join([*leading, "D"])), lower_bound=(bound, "D"), complement=(complement, "D")
-    )
-    dtype = wide(z)
-    z = z.to(dtype)
-    if lower_bound is None:
-        return F.logsigmoid(z), torch.sigmoid(-z)
-    bound, complement = (x.to(wide(z, *lower_bound)) for x in lower_bound)
+    check_shapes(op, z=(z, " ".join([*leading, "D"])), lower_bound=(bound, "D"), complement=(complement, "D"))
+    return bound, complement
 
+
+def _gate(
+    z: Tensor, bound: Tensor | None, complement: Tensor | None, candidate: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gates in plain torch, for any device."""
+    z = z.to(wide(z))
+    if bound is None or complement is None:
+        log_forget, input_gate = F.logsigmoid(z), torch.sigmoid(-z)
+    else:
+        dtype = wide(z, bound, complement)
+        log_forget, input_gate = _bounded(z, bound.to(dtype), complement.to(dtype))
+    return log_forget, input_gate if candidate is None else input_gate * F.silu(candidate)
+
+
+def _bounded(z: Tensor, bound: Tensor, complement: Tensor) -> tuple[Tensor, Tensor]:
     input_gate = complement * torch.sigmoid(-z)
     forget = bound + complement * torch.sigmoid(z)
     # A branch that is not taken must not divide by zero in the backward pass, so each gets a harmless argument there.
@@ -95,3 +126,13 @@ def forget_gate(z: Tensor, lower_bound: LowerBound | Tensor | None = None) -> tu
     has_bound = underflows & (bound > 0)
     log_tiny = torch.where(has_bound, torch.logaddexp(log_tiny, torch.where(has_bound, bound, 1.0).log()), log_tiny)
     return torch.where(is_open, log_open, torch.where(underflows, log_tiny, log_closed)), input_gate
+
+
+_BACKENDS = register(
+    "forget_gate",
+    {
+        "native": Backend(_native_gate, _fused.why_not),
+        "torch": Backend(_gate, runs_anywhere),
+        "reference": Backend(_gate, runs_anywhere),
+    },
+)

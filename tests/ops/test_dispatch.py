@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from longstream.ops import (
+    _dispatch,
+    _native,
     available_backends,
+    forget_gate,
     gated_scan,
     gla,
     long_conv,
@@ -13,11 +16,13 @@ from longstream.ops import (
     short_conv,
 )
 
-OPS = ("gated_scan", "gla", "long_conv", "long_conv_two_sided", "short_conv")
+OPS = ("forget_gate", "gated_scan", "gla", "long_conv", "long_conv_two_sided", "short_conv")
 
 
 def call(op, backend):
     x, taps = torch.ones(1, 3, 2), torch.ones(2, 4)
+    if op == "forget_gate":
+        return forget_gate(x, backend=backend)
     if op == "gla":
         q = torch.ones(1, 3, 2, 4)
         return gla(q, q, torch.ones(1, 3, 2, 5), -q, backend=backend)
@@ -42,6 +47,22 @@ def test_reference_and_torch_run_everywhere(op):
     assert backends["reference"] is None
     assert backends["torch"] is None
     assert "auto" not in backends
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_auto_prefers_the_kernels(op):
+    """They stand first, and where they are not compiled, or for another device, they say so."""
+    assert next(iter(available_backends(op))) == "native"
+    assert available_backends(op)["native"] == _native.MISSING
+    assert available_backends(op, torch.empty(0, device="meta"))["native"] == "needs CPU tensors, got meta"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_without_the_library_auto_is_torch_and_native_says_what_to_do(op, monkeypatch):
+    monkeypatch.setattr(_native, "MISSING", "not compiled: install longstream again")
+    assert call(op, "auto")[0].isfinite().all()
+    with pytest.raises(RuntimeError, match=rf"{op}: .*native.*not compiled: install longstream again"):
+        call(op, "native")
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -84,21 +105,18 @@ def test_changing_the_answer_changes_nothing():
     assert available_backends("gla")["torch"] is None
 
 
+@pytest.mark.parametrize("backend", ["auto", "native", "torch"])
 @pytest.mark.parametrize("op", OPS)
-def test_a_failing_backend_is_not_replaced(op, monkeypatch):
-    """Nothing falls back in silence: the error of the named backend reaches the caller, in "auto" too."""
+def test_a_failing_backend_is_not_replaced(op, backend, monkeypatch):
+    """Nothing falls back in silence: the error of the backend that was to run reaches the caller, in "auto" too."""
     broken = RuntimeError("broken on purpose")
 
     def fail(*args, **kwargs):
         raise broken
 
-    for name in ("exp", "cumsum", "cat", "matmul", "einsum", "stack"):
-        monkeypatch.setattr(torch, name, fail)
-    for name in ("exp", "cumsum", "matmul", "__matmul__"):
-        monkeypatch.setattr(torch.Tensor, name, fail)
-    monkeypatch.setattr(torch.nn.functional, "conv1d", fail)
-    monkeypatch.setattr(torch.nn.functional, "pad", fail)
-    for backend in ("auto", "torch"):
-        with pytest.raises(RuntimeError) as error:
-            call(op, backend)
-        assert error.value is broken
+    first = next(name for name, refusal in available_backends(op).items() if refusal is None)
+    name = first if backend == "auto" else backend
+    monkeypatch.setitem(_dispatch._TABLES[op], name, _dispatch.Backend(fail, lambda x: None))
+    with pytest.raises(RuntimeError) as error:
+        call(op, backend)
+    assert error.value is broken

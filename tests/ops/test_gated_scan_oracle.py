@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from longstream.ops import available_backends, gated_scan
-from tests.cases import CU_SEQLENS, GATES, log_forget, rounded, to_tensor
+from longstream.ops import gated_scan
+from tests.cases import CU_SEQLENS, GATES, backends, log_forget, rounded, to_tensor
 from tests.numerics import assert_no_worse, assert_same, tensor
 from tests.oracle_scan import gated_scan as oracle
 
@@ -17,11 +17,8 @@ UNITS = {"real": False, "complex": True}
 DIRECTIONS = {"forward": False, "reverse": True}
 
 
-@pytest.fixture(params=list(available_backends("gated_scan")))
+@pytest.fixture(params=backends("gated_scan"))
 def backend(request):
-    refusal = available_backends("gated_scan")[request.param]
-    if refusal is not None:
-        pytest.skip(f"{request.param}: {refusal}")
     return request.param
 
 

@@ -6,20 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from longstream.ops import available_backends, gla
+from longstream.ops import gla
 from tests import cases, oracle
-from tests.cases import CU_SEQLENS, GATES, GLA_SHAPES, gla_case
+from tests.cases import CU_SEQLENS, GATES, GLA_SHAPES, backends, gla_case
 from tests.numerics import assert_no_worse, assert_same
 
 TOKENS = ("q", "k", "v", "log_forget")
 NAMES = (*TOKENS, "initial_state")
 
 
-@pytest.fixture(params=list(available_backends("gla")))
+@pytest.fixture(params=backends("gla"))
 def backend(request):
-    refusal = available_backends("gla")[request.param]
-    if refusal is not None:
-        pytest.skip(f"{request.param}: {refusal}")
     return request.param
 
 

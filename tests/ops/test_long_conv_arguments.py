@@ -5,17 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from longstream.ops import LongConvFilters, LongConvState, available_backends, long_conv, long_conv_two_sided
-from tests.cases import long_conv_case
+from longstream.ops import LongConvFilters, LongConvState, long_conv, long_conv_two_sided
+from tests.cases import backends, long_conv_case
 
 B, T, D, L = 2, 6, 3, 4
 
 
-@pytest.fixture(params=list(available_backends("long_conv")))
+@pytest.fixture(params=backends("long_conv"))
 def backend(request):
-    refusal = available_backends("long_conv")[request.param]
-    if refusal is not None:
-        pytest.skip(f"{request.param}: {refusal}")
     return request.param
 
 

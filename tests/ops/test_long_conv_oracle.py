@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from longstream.ops import LongConvState, available_backends, long_conv, long_conv_two_sided
+from longstream.ops import LongConvState, long_conv, long_conv_two_sided
 from tests import oracle_scan
-from tests.cases import CU_SEQLENS
+from tests.cases import CU_SEQLENS, backends
 from tests.numerics import assert_same, tensor
 
 C = oracle_scan.C
@@ -19,11 +19,8 @@ SHAPES = [(0, 4), (1, 1), (1, 9), (2, 300), (63, 64), (64, 65), (65, 3), (130, 1
 SPLITS = [(0,), (1,), (63,), (64,), (65, 66), (128, 192), (200,), (30, 60, 90, 190)]
 
 
-@pytest.fixture(params=list(available_backends("long_conv")))
+@pytest.fixture(params=backends("long_conv"))
 def backend(request):
-    refusal = available_backends("long_conv")[request.param]
-    if refusal is not None:
-        pytest.skip(f"{request.param}: {refusal}")
     return request.param
 
 

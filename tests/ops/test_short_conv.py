@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from longstream.ops import available_backends, short_conv
+from longstream.ops import short_conv
 from tests import oracle
-from tests.cases import CU_SEQLENS, short_conv_case
+from tests.cases import CU_SEQLENS, backends, short_conv_case
 from tests.numerics import assert_no_worse, assert_same
 
 # B, T, D, W: T below, at and past W - 1; W = 1 has no state; all sizes differ.
@@ -26,11 +26,8 @@ SHAPES = [
 FACTOR = {"d weight": 4.0, "d bias": 4.0}
 
 
-@pytest.fixture(params=list(available_backends("short_conv")))
+@pytest.fixture(params=backends("short_conv"))
 def backend(request):
-    refusal = available_backends("short_conv")[request.param]
-    if refusal is not None:
-        pytest.skip(f"{request.param}: {refusal}")
     return request.param
 
 

@@ -6,12 +6,18 @@ from torch import Tensor  # not `import torch`: in this package that name is the
 
 from longstream.ops._check import check_cu_seqlens, check_shapes, prepare_state, wide
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
+from longstream.ops._native import why_not
+from longstream.ops.gated_scan.native import gated_scan as _native
 from longstream.ops.gated_scan.reference import gated_scan as _reference
 from longstream.ops.gated_scan.torch import gated_scan as _parallel
 
 _BACKENDS = register(
     "gated_scan",
-    {"torch": Backend(_parallel, runs_anywhere), "reference": Backend(_reference, runs_anywhere)},
+    {
+        "native": Backend(_native, why_not),
+        "torch": Backend(_parallel, runs_anywhere),
+        "reference": Backend(_reference, runs_anywhere),
+    },
 )
 
 
@@ -45,10 +51,11 @@ def gated_scan(
     Raises:
         ValueError: shapes, devices or cu_seqlens disagree, or no such backend.    TypeError: not floating point.
         RuntimeError: the named backend cannot run here; the message says why.
-    Notes: accumulates in float32 (float64 if an argument is). Differentiable any number of times in x, log_forget,
-        theta and initial_state, through out and final_state; any T >= 0; O(B T D) memory. A value of inf or NaN spoils
-        all that comes after it in its row, with "torch" also the packed sequences there. The backward pass of "torch"
-        needs out: do not change it in place.
+    Notes: accumulates in float32 (float64 if an argument is). Differentiable in x, log_forget, theta and initial_state,
+        through out and final_state: once with "native", any number of times with the others; any T >= 0; O(B T D)
+        memory. A value of inf or NaN spoils all that comes after it in its row, with "torch" also the packed sequences
+        there. With "native", any split of a sequence gives the same numbers bit for bit. The backward passes of
+        "native" and "torch" need out: do not change it in place.
     """
     pair = "" if theta is None else "pair "
     given = {} if theta is None else {"pair": 2}

@@ -4,14 +4,20 @@ from collections.abc import Sequence
 
 from torch import Tensor  # not `import torch`: in this package that name is the backend's module
 
+from longstream.ops import _native
 from longstream.ops._check import check_cu_seqlens, check_shapes, no_autocast, prepare_state, wide
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
+from longstream.ops.gla.native import gla as _kernels
 from longstream.ops.gla.reference import gla as _reference
 from longstream.ops.gla.torch import gla as _chunked
 
 _BACKENDS = register(
     "gla",
-    {"torch": Backend(_chunked, runs_anywhere), "reference": Backend(_reference, runs_anywhere)},
+    {
+        "native": Backend(_kernels, _native.why_not),
+        "torch": Backend(_chunked, runs_anywhere),
+        "reference": Backend(_reference, runs_anywhere),
+    },
 )
 
 
@@ -44,8 +50,9 @@ def gla(
         ValueError: shapes, devices or cu_seqlens disagree, or no such backend.    TypeError: not floating point.
         RuntimeError: the named backend cannot run here; the message says why.
     Notes: accumulates in float32 (float64 if an argument is). Differentiable in q, k, v, log_forget and initial_state,
-        through out and final_state, once with "torch" and any number of times with "reference"; any T >= 0;
-        O(B T H (K + V)) memory. A value of inf or NaN spoils earlier outputs too with "torch", at most 63 tokens back.
+        through out and final_state, once with "native" and "torch", any number of times with "reference"; any T >= 0;
+        O(B T H (K + V)) memory. A value of inf or NaN spoils its column from there on; with "torch" earlier outputs
+        too, at most 63 tokens back.
     """
     sizes = check_shapes(
         "gla", q=(q, "B T H K"), k=(k, "B T H K"), v=(v, "B T H V"), log_forget=(log_forget, "B T H K")

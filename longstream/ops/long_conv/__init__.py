@@ -6,7 +6,10 @@ from torch import Tensor  # not `import torch`: in this package that name is the
 
 from longstream.ops._check import check_cu_seqlens, check_shapes, no_autocast
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
+from longstream.ops._native import why_not
 from longstream.ops.long_conv.filters import LongConvFilters as LongConvFilters
+from longstream.ops.long_conv.native import long_conv as _native
+from longstream.ops.long_conv.native import long_conv_two_sided as _native_two_sided
 from longstream.ops.long_conv.reference import long_conv as _reference
 from longstream.ops.long_conv.reference import long_conv_two_sided as _reference_two_sided
 from longstream.ops.long_conv.state import LongConvState as LongConvState
@@ -16,11 +19,19 @@ from longstream.ops.long_conv.torch import long_conv_two_sided as _fft_two_sided
 
 _BACKENDS = register(
     "long_conv",
-    {"torch": Backend(_fft, runs_anywhere), "reference": Backend(_reference, runs_anywhere)},
+    {
+        "native": Backend(_native, why_not),
+        "torch": Backend(_fft, runs_anywhere),
+        "reference": Backend(_reference, runs_anywhere),
+    },
 )
 _TWO_SIDED = register(
     "long_conv_two_sided",
-    {"torch": Backend(_fft_two_sided, runs_anywhere), "reference": Backend(_reference_two_sided, runs_anywhere)},
+    {
+        "native": Backend(_native_two_sided, why_not),
+        "torch": Backend(_fft_two_sided, runs_anywhere),
+        "reference": Backend(_reference_two_sided, runs_anywhere),
+    },
 )
 
 
@@ -54,10 +65,10 @@ def long_conv(
         ValueError: shapes, devices or cu_seqlens disagree, or no such backend.    TypeError: not floating point, or
         not a state.    RuntimeError: the named backend cannot run here; the message says why.
     Notes: FFTs and sums in float32 (float64 if an argument is), whatever the dtype of x and autocast. Differentiable
-        any number of times in x, filters, skip and all of initial_state, through out and all of final_state; any
-        T >= 0. What a state has prepared (pending) is used where it reaches and never made again, so the state must
-        come from the same filters. The state is O(length D); only what changes of it is copied. A value of inf or NaN
-        spoils its row and channel of the call, earlier outputs too, with "torch".
+        in x, filters, skip and all of initial_state, through out and all of final_state, any number of times (once
+        with "native"); any T >= 0. What a state has prepared (pending) is used where it reaches and never made again,
+        so the state must come from the same filters. The state is O(length D); only what changes of it is copied. A
+        value of inf or NaN spoils its row and channel of the call, earlier outputs too, unless with "reference".
     """
     taps = filters.taps if isinstance(filters, LongConvFilters) else filters
     sizes = check_shapes("long_conv", x=(x, "B T D"), filters=(taps, "D L"), skip=(skip, "D"))
@@ -97,7 +108,8 @@ def long_conv_two_sided(
     Raises:
         ValueError: shapes, devices or cu_seqlens disagree, or no such backend.    TypeError: not floating point.
         RuntimeError: the named backend cannot run here; the message says why.
-    Notes: FFTs and sums in float32 (float64 if an argument is). Differentiable any number of times in every tensor.
+    Notes: FFTs and sums in float32 (float64 if an argument is). Differentiable in every tensor, any number of times
+        (once with "native").
     """
     op = "long_conv_two_sided"
     taps = {"filters": (filters, "D L"), "filters_reverse": (filters_reverse, "D L'")}

@@ -6,8 +6,9 @@ first > 0 what inputs contribute to outputs that come after them, with a filter 
 keeps cyclic wrapping out of the outputs that are asked for.
 """
 
+from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,35 +25,89 @@ GROUP_CHANNELS = 16
 DIRECT_PAIRS = 256
 
 
-def convolve(x: Tensor, filters: Tensor | LongConvFilters, first: int, count: int) -> Tensor:
-    """x (B, S, D) and filters (D, L) -> (B, count, D), in the dtype of x; see the top of this file."""
-    taps = filters.taps if isinstance(filters, LongConvFilters) else filters
-    L, wanted = taps.shape[1], count
-    begin, end = max(0, first - L + 1), min(x.shape[1], first + count)
-    x, first = x[:, begin:end], first - begin
-    S = x.shape[1]
+class Sums(NamedTuple):
+    """The sums of a backend, which stand in `convolve` and `convolve_with_tail` here for plain torch."""
+
+    convolve: Callable[..., Tensor]
+    convolve_with_tail: Callable[..., tuple[Tensor, Tensor]]
+
+
+class Cut(NamedTuple):
+    """The inputs begin .. end - 1 and the taps left .. right - 1, which can meet, and the outputs they meet in.
+
+    first: as if these inputs and taps were all there are.
+    """
+
+    begin: int
+    end: int
+    left: int
+    right: int
+    first: int
+    outputs: int
+
+    @property
+    def least(self) -> int:
+        """How large a transform must be, for what wraps round to stay out of the outputs."""
+        return max(self.end - self.begin + self.right - self.left - 1 - self.first, self.first + self.outputs)
+
+
+def cut(S: int, L: int, first: int, count: int) -> Cut | None:
+    """What S inputs and L taps have to do with the outputs; None if nothing."""
+    begin, end = max(0, first - L + 1), min(S, first + count)
+    S, first = end - begin, first - begin
     count = min(count, S + L - 1 - first)
     left, right = max(0, first - S + 1), min(L, first + count)
-    if S <= 0 or count <= 0 or right <= left or x.numel() == 0:
-        return x.new_zeros(x.shape[0], wanted, x.shape[2])
-    first -= left
-    if S * count <= DIRECT_PAIRS:
-        y = _direct(x, taps[:, left:right].to(x.dtype), first, count)
+    return None if S <= 0 or count <= 0 or right <= left else Cut(begin, end, left, right, first - left, count)
+
+
+def convolve(
+    x: Tensor,
+    filters: Tensor | LongConvFilters,
+    first: int,
+    count: int,
+    skip: Tensor | None = None,
+    skip_at: int = 0,
+) -> Tensor:
+    """x (B, S, D) and filters (D, L) -> (B, count, D), in the dtype of x; see the top of this file.
+
+    With skip (D,), plus ``skip * x_{skip_at + i}``: then skip_at + count <= S.
+    """
+    taps = filters.taps if isinstance(filters, LongConvFilters) else filters
+    part = cut(x.shape[1], taps.shape[1], first, count)
+    if part is None or x.numel() == 0:
+        return x.new_zeros(x.shape[0], count, x.shape[2])
+    met = x[:, part.begin : part.end]
+    if met.shape[1] * part.outputs <= DIRECT_PAIRS:
+        y = _direct(met, taps[:, part.left : part.right].to(x.dtype), part.first, part.outputs)
     else:
-        size = fast_size(max(S + right - left - 1 - first, first + count))
-        kept = filters.spectrum(left, right, size, x.dtype) if isinstance(filters, LongConvFilters) else None
-        (y,) = _Convolution.apply(x, taps[:, left:right].to(x.dtype), kept, first, (count,), size)
-    return y if count == wanted else F.pad(y, (0, 0, 0, wanted - count))
+        size = fast_size(part.least)
+        kept = None
+        if isinstance(filters, LongConvFilters):
+            kept = filters.spectrum(part.left, part.right, size, x.dtype)
+        near = taps[:, part.left : part.right].to(x.dtype)
+        (y,) = _Convolution.apply(met, near, kept, part.first, (part.outputs,), size)
+    y = y if part.outputs == count else F.pad(y, (0, 0, 0, count - part.outputs))
+    return y if skip is None else add_skip(y, skip, x[:, skip_at : skip_at + count])
 
 
-def convolve_with_tail(x: Tensor, filters: Tensor | LongConvFilters) -> tuple[Tensor, Tensor]:
-    """x (B, S, D) and filters (D, L <= S) -> the outputs 0 .. S - 1 and S .. 2 S - 1, by one FFT."""
+def convolve_with_tail(
+    x: Tensor, filters: Tensor | LongConvFilters, skip: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x (B, S, D), filters (D, L <= S) -> the outputs 0 .. S - 1, plus ``skip * x``, and S .. 2 S - 1, by one FFT."""
     taps = filters.taps if isinstance(filters, LongConvFilters) else filters
     S, L = x.shape[1], taps.shape[1]
     size = fast_size(S + L - 1)
     kept = filters.spectrum(0, L, size, x.dtype) if isinstance(filters, LongConvFilters) else None
     y, tail = _Convolution.apply(x, taps.to(x.dtype), kept, 0, (S, L - 1), size)
-    return y, F.pad(tail, (0, 0, 0, S - L + 1))
+    return add_skip(y, skip, x), F.pad(tail, (0, 0, 0, S - L + 1))
+
+
+TORCH = Sums(convolve, convolve_with_tail)
+
+
+def add_skip(y: Tensor, skip: Tensor | None, x: Tensor) -> Tensor:
+    """The outputs with the D term of Hyena."""
+    return y if skip is None else torch.addcmul(y, skip, x)
 
 
 def fast_size(least: int) -> int:

@@ -1,5 +1,7 @@
 """Filters made ready once for many calls: what a convolution needs of them alone is computed once and kept."""
 
+from collections.abc import Callable, Hashable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,7 +31,7 @@ class LongConvFilters:
             raise ValueError("LongConvFilters: taps must not require a gradient; pass the tensor itself, or detach it")
         self.taps = taps
         self._near: dict[torch.dtype, Tensor] = {}
-        self._spectra: dict[tuple[int, int, int, torch.dtype], Tensor] = {}  # the one used last is the last
+        self._spectra: dict[tuple[Hashable, ...], Tensor] = {}  # the one used last is the last
 
     def near(self, dtype: torch.dtype) -> Tensor:
         """See `near_taps`."""
@@ -40,14 +42,20 @@ class LongConvFilters:
 
     def spectrum(self, left: int, right: int, size: int, dtype: torch.dtype) -> Tensor | None:
         """(D, size // 2 + 1) complex, of the lags left <= k < right; None if that is more than may be kept."""
+        numbers = len(self.taps) * (size // 2 + 1)
+        key = ("torch", left, right, size, dtype)
+        return self.keep(key, numbers, lambda: torch.fft.rfft(self.taps[:, left:right].to(dtype), size))
+
+    def keep(self, key: tuple[Hashable, ...], numbers: int, make: Callable[[], Tensor]) -> Tensor | None:
+        """What ``make`` made under this key, of so many complex numbers; None if that is more than may be kept."""
         # The tiles of all sizes up to L take four times the memory of the taps; one more for those of other calls.
-        key, room = (left, right, size, dtype), 5 * self.taps.numel()
+        room = 5 * self.taps.numel()
         kept = self._spectra.pop(key, None)
         if kept is None:
-            if len(self.taps) * (size + 2) > room:
+            if 2 * numbers > room:
                 return None
             with torch.inference_mode(False):
-                kept = torch.fft.rfft(self.taps[:, left:right].to(dtype), size)
+                kept = make()
             while 2 * sum(other.numel() for other in self._spectra.values()) + 2 * kept.numel() > room:
                 del self._spectra[next(iter(self._spectra))]
         self._spectra[key] = kept

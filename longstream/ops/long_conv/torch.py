@@ -1,4 +1,4 @@
-"""The convolution by FFT, and its state by tiles, in plain torch.
+"""The convolution and its state by tiles, in plain torch but for the sums themselves, which come as an argument.
 
 An output has three parts: what the runs of the state have prepared for it (pending), the inputs of a run directly where
 the output lies beyond what the run has prepared, and the inputs since the last full block, the new ones among them.
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longstream.ops._check import wide
-from longstream.ops.long_conv.fft import convolve, convolve_with_tail
+from longstream.ops.long_conv.fft import TORCH, Sums, add_skip
 from longstream.ops.long_conv.filters import LongConvFilters, near_taps
 from longstream.ops.long_conv.state import BLOCK, LongConvState, cat_rows, runs
 
@@ -24,6 +24,7 @@ def long_conv(
     state: LongConvState | None,
     lengths: list[int],
     bounds: list[int] | None,
+    sums: Sums = TORCH,
 ) -> tuple[Tensor, LongConvState]:
     """See `longstream.ops.long_conv`; ``lengths`` are the state's, ``bounds`` the checked cu_seqlens."""
     taps = filters.taps if isinstance(filters, LongConvFilters) else filters
@@ -32,20 +33,26 @@ def long_conv(
     if state is not None and state.recent.dtype != dtype:
         state = state.to(dtype)
     if bounds is None:
-        out, final = _run(x_, [x.shape[1]] * x.shape[0], filters, skip, state, lengths)
+        out, final = _run(x_, [x.shape[1]] * x.shape[0], filters, skip, state, lengths, sums)
         return out.to(x.dtype), final
     buckets = _Buckets(bounds, x.device)
     outs, states = [], []
     for rows, tokens in zip(buckets.rows, buckets.take(x_), strict=True):
         counts, before = [bounds[n + 1] - bounds[n] for n in rows], [lengths[n] for n in rows]
-        out, final = _run(tokens, counts, filters, skip, None if state is None else state.select(rows), before)
+        selected = None if state is None else state.select(rows)
+        out, final = _run(tokens, counts, filters, skip, selected, before, sums)
         outs.append(out)
         states.append(final)
     return buckets.put(outs).to(x.dtype), cat_rows(states, [n for rows in buckets.rows for n in rows])
 
 
 def long_conv_two_sided(
-    x: Tensor, filters: Tensor, filters_reverse: Tensor, skip: Tensor | None, bounds: list[int] | None
+    x: Tensor,
+    filters: Tensor,
+    filters_reverse: Tensor,
+    skip: Tensor | None,
+    bounds: list[int] | None,
+    sums: Sums = TORCH,
 ) -> Tensor:
     """See `longstream.ops.long_conv_two_sided`; ``bounds`` are the checked cu_seqlens."""
     dtype = wide(x, filters, filters_reverse, skip)
@@ -54,10 +61,10 @@ def long_conv_two_sided(
     # One filter of the lags -(L' - 1) .. L - 1, lag 0 at L' - 1.
     L, zero = after.shape[1], before.shape[1] - 1
     both = F.pad(before.flip(1), (0, L - 1)) + F.pad(after, (zero, 0))
+    skip = None if skip is None else skip.to(dtype)
 
     def run(tokens: Tensor) -> Tensor:
-        out = convolve(tokens, both, zero, tokens.shape[1])
-        return out if skip is None else out + skip.to(dtype) * tokens
+        return sums.convolve(tokens, both, zero, tokens.shape[1], skip, 0)
 
     if bounds is None:
         return run(x.to(dtype)).to(x.dtype)
@@ -102,6 +109,7 @@ def _run(
     skip: Tensor | None,
     state: LongConvState | None,
     lengths: list[int],
+    sums: Sums,
 ) -> tuple[Tensor, LongConvState]:
     """Row i of x (B, T, D) has counts[i] tokens, all or none of them any, and zeros after them."""
     B, T, D = x.shape
@@ -111,15 +119,13 @@ def _run(
         return x, state
     pending = None
     if T == 1:
-        out, stream = _step(x, filters, state, lengths)
+        out, stream = _step(x, filters, skip, state, lengths)
     elif _is_one_run(lengths, counts, filters):
         # What these tokens contribute to the next T outputs is the tail of the same convolution: no FFT more.
-        (out, pending), stream = convolve_with_tail(x, filters), x
+        (out, pending), stream = sums.convolve_with_tail(x, filters, skip), x
     else:
-        out, stream = _pass(x, counts, filters, state, lengths)
-    if skip is not None:
-        out = torch.addcmul(out, skip, x)
-    return out, _advance(state, stream, filters, lengths, counts, pending)
+        out, stream = _pass(x, counts, filters, skip, state, lengths, sums)
+    return out, _advance(state, stream, filters, lengths, counts, pending, sums)
 
 
 def _is_one_run(lengths: list[int], counts: list[int], filters: Tensor | LongConvFilters) -> bool:
@@ -129,12 +135,18 @@ def _is_one_run(lengths: list[int], counts: list[int], filters: Tensor | LongCon
 
 
 def _pass(
-    x: Tensor, counts: list[int], filters: Tensor | LongConvFilters, state: LongConvState, lengths: list[int]
+    x: Tensor,
+    counts: list[int],
+    filters: Tensor | LongConvFilters,
+    skip: Tensor | None,
+    state: LongConvState,
+    lengths: list[int],
+    sums: Sums,
 ) -> tuple[Tensor, Tensor]:
-    """The outputs (B, T, D) without skip, and all inputs since each row's last full block."""
+    """The outputs (B, T, D), and all inputs since each row's last full block."""
     T, held = x.shape[1], [length % BLOCK for length in lengths]
     stream = _stream(x, state.recent, held)
-    out = convolve(stream, filters, min(held), max(held) + T - min(held))
+    out = sums.convolve(stream, filters, min(held), max(held) + T - min(held), skip, min(held))
     out = _window(out, [r - min(held) for r in held], T)
     for m in range(state.num_levels):
         rows = [i for i, length in enumerate(lengths) if length // BLOCK >> m & 1]
@@ -146,13 +158,17 @@ def _pass(
         part = _window(pending, since, T)
         beyond = max(s + counts[i] for s, i in zip(since, rows, strict=True)) - size
         if beyond > 0:
-            part = part + _window(convolve(inputs, filters, 2 * size, beyond), [s - size for s in since], T)
+            part = part + _window(sums.convolve(inputs, filters, 2 * size, beyond), [s - size for s in since], T)
         out = _add_rows(out, part, rows)
     return out, stream
 
 
 def _step(
-    x: Tensor, filters: Tensor | LongConvFilters, state: LongConvState, lengths: list[int]
+    x: Tensor,
+    filters: Tensor | LongConvFilters,
+    skip: Tensor | None,
+    state: LongConvState,
+    lengths: list[int],
 ) -> tuple[Tensor, Tensor]:
     """`_pass` for one token a row: the recent inputs and the first taps, multiplied and added up."""
     near = filters.near(x.dtype) if isinstance(filters, LongConvFilters) else near_taps(filters, x.dtype)
@@ -162,7 +178,7 @@ def _step(
         out = (stream * near[BLOCK - stream.shape[1] :]).sum(1)
         for m, _ in runs(length // BLOCK):
             out = out + state[3 + 2 * m].select(1, length % (BLOCK << m))
-        return out[:, None], stream
+        return add_skip(out[:, None], skip, x), stream
     at = torch.tensor(lengths, device=x.device)
     tap = torch.arange(BLOCK - 1, BLOCK - 1 + stream.shape[1], device=x.device) - (at % BLOCK)[:, None]
     out = (stream * near[tap.clamp_(max=BLOCK - 1)]).sum(1)  # the stream is zero where that is not the tap
@@ -171,7 +187,7 @@ def _step(
         if rows:
             index = torch.tensor(rows, device=x.device)
             out = out.index_add(0, index, state.level(m)[1][index, at[index] % (BLOCK << m)])
-    return out[:, None], stream
+    return add_skip(out[:, None], skip, x), stream
 
 
 def _stream(x: Tensor, recent: Tensor, held: list[int]) -> Tensor:
@@ -191,6 +207,7 @@ def _advance(
     lengths: list[int],
     counts: list[int],
     pending: Tensor | None,
+    sums: Sums,
 ) -> LongConvState:
     """The state after ``counts`` more tokens; stream (B, ., D): all inputs since each row's last full block.
 
@@ -204,7 +221,7 @@ def _advance(
         return LongConvState(state.length + added, recent, *state[2:])
     levels: list[Tensor] = []
     for m in range(max(after).bit_length()):
-        levels += _level(m, state, stream, filters, before, after, pending)
+        levels += _level(m, state, stream, filters, before, after, pending, sums)
     return LongConvState(state.length + added, recent, *levels)
 
 
@@ -216,6 +233,7 @@ def _level(
     before: list[int],
     after: list[int],
     pending: Tensor | None,
+    sums: Sums,
 ) -> tuple[Tensor, Tensor]:
     """inputs_m and pending_m when rows go from ``before`` to ``after`` blocks."""
     B, _, D = stream.shape
@@ -242,7 +260,7 @@ def _level(
         rows += those
     inputs = torch.cat(parts) if parts else stream.new_zeros(0, size, D)
     if pending is None:
-        pending = convolve(inputs, filters, size, size)
+        pending = sums.convolve(inputs, filters, size, size)
     if kept:
         inputs, pending = (
             torch.cat([new, _rows(tensor, kept)]) for new, tensor in zip((inputs, pending), old, strict=True)

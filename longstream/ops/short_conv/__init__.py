@@ -6,12 +6,18 @@ from torch import Tensor  # not `import torch`: in this package that name is the
 
 from longstream.ops._check import check_cu_seqlens, check_shapes, no_autocast, prepare_state, wide
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
+from longstream.ops._native import why_not
+from longstream.ops.short_conv.native import short_conv as _native
 from longstream.ops.short_conv.reference import short_conv as _reference
 from longstream.ops.short_conv.torch import short_conv as _shifted
 
 _BACKENDS = register(
     "short_conv",
-    {"torch": Backend(_shifted, runs_anywhere), "reference": Backend(_reference, runs_anywhere)},
+    {
+        "native": Backend(_native, why_not),
+        "torch": Backend(_shifted, runs_anywhere),
+        "reference": Backend(_reference, runs_anywhere),
+    },
 )
 
 
@@ -44,8 +50,8 @@ def short_conv(
         ValueError: shapes, devices or cu_seqlens disagree, unknown activation or backend.
         TypeError: not floating point.
         RuntimeError: the named backend cannot run here; the message says why.
-    Notes: sums in float32 (float64 if an argument is). Differentiable in x, weight, bias and initial_state.
-        O(B T D) memory.
+    Notes: sums in float32 (float64 if an argument is). Differentiable in x, weight, bias and initial_state,
+        once with "native", any number of times with the others. O(B T D) memory.
     """
     sizes = check_shapes("short_conv", x=(x, "B T D"), weight=(weight, "D W"), bias=(bias, "D"))
     if sizes["W"] < 1:
