@@ -20,7 +20,8 @@ struct GatedScan {
   const T *x, *log_forget, *initial_state;
   const T* turn;  // null, or 4 rows: cos theta and sin theta, then what rounding took from them
   T *out, *final_state;
-  bool past_cache;  // out will not be found in the cache by who reads it: write around the cache
+  // Who reads out will not find it in the cache: write around the cache. It must start at a multiple of 64 bytes then.
+  bool past_cache;
 };
 
 template <typename T>
@@ -29,7 +30,7 @@ struct GatedScanBackward {
   const T *dout, *dfinal_state, *log_forget, *initial_state, *turn, *out;
   T *dx, *dlog_forget, *dinitial_state;
   double* dtheta;  // a row of each sequence, for the caller to add up; not used where turn is null
-  bool past_cache;
+  bool past_cache;  // as above, of dx and dlog_forget
 };
 
 }  // namespace longstream

@@ -30,6 +30,7 @@ LONG = 0.5  # seconds; a call that takes longer needs none before it that counts
 FEW = 3
 MOST = 100  # batches in a turn
 TRAIN = 12  # times the limit for a training step, which is made of many calls
+PLAIN_LOOP = 2048  # tokens in all, past which backend "reference" would take longer than everybody else together
 
 
 class Skip(Exception):

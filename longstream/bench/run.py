@@ -148,6 +148,9 @@ def _start(given: dict[str, Any], log: IO[str]) -> subprocess.Popen[str]:
         "MKL_NUM_THREADS": str(given["threads"]),
         "JAX_PLATFORMS": "cpu",
         "HF_HUB_OFFLINE": "1",
+        # glibc keeps freed memory, as other allocators do: else most of a short call is new pages, whoever makes it
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes beside the clock
         "TORCHINDUCTOR_CACHE_DIR": os.environ.get(
             "TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir() + "/longstream-bench"

@@ -12,6 +12,7 @@ from longstream.layers.hyena_state import HyenaState as HyenaState
 from longstream.layers.mlp import MLPS as MLPS
 from longstream.layers.mlp import GeluMLP as GeluMLP
 from longstream.layers.mlp import SwiGLU as SwiGLU
+from longstream.layers.mlp import make_mlp as make_mlp
 from longstream.layers.modal import DistillReport as DistillReport
 from longstream.layers.modal import ModalFilter as ModalFilter
 from longstream.layers.norm import RMSNorm as RMSNorm

@@ -5,6 +5,8 @@ from torch.nn import functional as F
 
 from longstream.ops.swiglu import swiglu
 
+MLPS = ("swiglu", "gelu")
+
 
 class SwiGLU(nn.Module):
     """``y = W_down (SiLU(W_gate x) * W_up x)`` (Shazeer 2020, arXiv:2002.05202), without biases.
@@ -46,4 +48,14 @@ class GeluMLP(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
 
 
-MLPS = {"swiglu": SwiGLU, "gelu": GeluMLP}
+def make_mlp(kind: str, hidden_size: int, intermediate_size: int, backend: str = "auto") -> nn.Module:
+    """A channel mixer by name: "swiglu" (`SwiGLU`) or "gelu" (`GeluMLP`, which has no backends).
+
+    Raises:
+        ValueError: another name.
+    """
+    if kind not in MLPS:
+        raise ValueError(f"make_mlp: kind must be one of {MLPS}, got {kind!r}")
+    if kind == "gelu":
+        return GeluMLP(hidden_size, intermediate_size)
+    return SwiGLU(hidden_size, intermediate_size, backend)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longstream.layers import HGRN, HGRN2, MLPS, RMSNorm, ShortConv, make_norm
+from longstream.layers import HGRN, HGRN2, RMSNorm, ShortConv, make_mlp, make_norm
 from longstream.layers._directions import refuse_in_direction
 from longstream.layers._padding import repad, run_unpadded
 from longstream.models.config import ModelConfig, deciding, has_gates
@@ -30,10 +30,11 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int = 0):
         super().__init__()
         self.hidden_size = config.hidden_size
-        self.mixer_norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        backend = getattr(config.mixers[layer], "backend", "auto")
+        self.mixer_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend)
         self.mixer = config.build_mixer(layer)
-        self.mlp_norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
-        self.mlp = MLPS[config.mlp](config.hidden_size, config.mlp_size)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend)
+        self.mlp = make_mlp(config.mlp, config.hidden_size, config.mlp_size, backend)
         self.dropout = nn.Dropout(config.dropout)
 
     @property
@@ -86,7 +87,8 @@ class Backbone(nn.Module):
         E = config.gate_size
         self.lower_bounds = None if E is None else nn.Parameter(torch.zeros(config.num_layers, E))
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = make_norm(config.norm, config.hidden_size, config.norm_eps)
+        backend = getattr(config.mixers[-1], "backend", "auto")
+        self.norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend)
         for block in self.layers:
             for projection in (block.mixer.out_proj, block.mlp.down_proj):  # type: ignore[union-attr]
                 projection.writes_residual = True  # type: ignore[union-attr]

@@ -205,7 +205,9 @@ def test_second_derivatives_are_refused_in_words(op):
         again = torch.stack([grad.square().sum() for grad in grads]).sum()
         return torch.autograd.grad(again, list(leaves.values()), materialize_grads=True)
 
-    with pytest.raises(RuntimeError, match=rf"^{op}: .*first derivatives only.*use backend='(\w+)'") as error:
+    with pytest.raises(
+        RuntimeError, match=rf"^[\w, ]*\b{op}\b[\w, ]*: .*first derivatives only.*use backend='(\w+)'"
+    ) as error:
         second("native")
     named = re.findall(r"backend='(\w+)'", str(error.value))
     for got, expected in zip(second(named[-1]), second("reference"), strict=True):
@@ -559,14 +561,6 @@ def test_what_is_not_finite_spreads_as_the_equation_says(kind, bad):
                 same = finite.all(along) == expected[name].all(along)
             what = f"{given or f'the gradient of {coming_back}'} -> {name}"
             assert same.all(), f"{what}: {int((~same).sum())} wrong, first at {(~same).nonzero()[0].tolist()}"
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("long_conv") and "two_sided" not in kind])
-def test_what_is_not_finite_never_reaches_earlier_outputs_of_a_long_convolution(kind, bad):
-    sample = samples()[kind]()
-    got, expected = (spread(sample, backend, "x", None, bad)["out"] for backend in ("native", "reference"))
-    assert torch.equal(got, expected), f"{int((got != expected).sum())} wrong"
 
 
 def spread(sample, backend, given, coming_back, bad):

@@ -90,7 +90,8 @@ def _wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 _ONLY_FIRST = (
-    "long_conv: backend 'native' has first derivatives only, backward; use backend='torch' or backend='reference'"
+    "long_conv, long_conv_two_sided: backend 'native' has first derivatives only, by the backward pass; use"
+    " backend='torch' or backend='reference' for more"
 )
 
 
