@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longstream.ops import _fused, _native
+from longstream.ops import _native
 from longstream.ops._check import wide
 
 
@@ -15,7 +15,7 @@ def forget_gate(
     """log f and 1 - f, the second times SiLU(candidate) if there is one; both float32 or wider."""
     dtype = wide(z, bound, complement, candidate)
     arguments = [None if x is None else x.to(dtype).contiguous() for x in (z, bound, complement, candidate)]
-    return _fused.call(torch.ops.longstream.forget_gate.default, *arguments)
+    return _native.call(torch.ops.longstream.forget_gate.default, *arguments)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> None:
@@ -23,7 +23,6 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Any) -> 
 
 
 def _backward(ctx: Any, d_log_forget: Tensor, d_input_gate: Tensor) -> tuple[Tensor | None, ...]:
-    _fused.refuse_double_backward("forget_gate")
     inputs = ctx.saved_tensors
     cotangents = d_log_forget.contiguous(), d_input_gate.contiguous()
     gradients = torch.ops.longstream.forget_gate_backward(*cotangents, *inputs)
@@ -41,7 +40,4 @@ def _fake_backward(
     return torch.empty_like(z), *of_bound, z.new_empty(0) if candidate is None else torch.empty_like(z)
 
 
-if _native.MISSING is None:
-    torch.library.register_fake("longstream::forget_gate", _fake)
-    torch.library.register_fake("longstream::forget_gate_backward", _fake_backward)
-    torch.library.register_autograd("longstream::forget_gate", _backward, setup_context=_setup_context)
+_native.register("forget_gate", _fake, _fake_backward, _setup_context, _backward)

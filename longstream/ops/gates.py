@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longstream.ops import _fused
+from longstream.ops import _native
 from longstream.ops._check import check_shapes, wide
 from longstream.ops._dispatch import Backend, pick, register, runs_anywhere
 from longstream.ops._gates_native import forget_gate as _native_gate
@@ -131,7 +131,7 @@ def _bounded(z: Tensor, bound: Tensor, complement: Tensor) -> tuple[Tensor, Tens
 _BACKENDS = register(
     "forget_gate",
     {
-        "native": Backend(_native_gate, _fused.why_not),
+        "native": Backend(_native_gate, _native.why_not),
         "torch": Backend(_gate, runs_anywhere),
         "reference": Backend(_gate, runs_anywhere),
     },

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longstream.ops import _fused, _native
+from longstream.ops import _native
 from longstream.ops._check import wide
 from longstream.ops._dispatch import Backend, pick, runs_anywhere
 
@@ -40,7 +40,7 @@ def _plain(x: Tensor, weight: Tensor | None, eps: float, gate: Tensor | None) ->
 def _native_run(x: Tensor, weight: Tensor | None, eps: float, gate: Tensor | None) -> Tensor:
     dtype = wide(x)
     x_, weight, gate = (None if t is None else t.to(dtype).contiguous() for t in (x, weight, gate))
-    return _fused.call(torch.ops.longstream.rms_norm.default, x_, weight, gate, eps).to(x.dtype)
+    return _native.call(torch.ops.longstream.rms_norm.default, x_, weight, gate, eps).to(x.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -49,7 +49,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    _fused.refuse_double_backward("rms_norm")
     x, weight, gate = ctx.saved_tensors
     dx, d_weight, d_gate = torch.ops.longstream.rms_norm_backward(dy.contiguous(), x, weight, gate, ctx.eps)
     return dx, None if weight is None else d_weight, None if gate is None else d_gate, None
@@ -63,13 +62,10 @@ def _fake_backward(dy: Tensor, x: Tensor, weight: Tensor | None, gate: Tensor | 
     return torch.empty_like(x), *(x.new_empty(0) if t is None else torch.empty_like(t) for t in (weight, gate))
 
 
-if _native.MISSING is None:
-    torch.library.register_fake("longstream::rms_norm", _fake)
-    torch.library.register_fake("longstream::rms_norm_backward", _fake_backward)
-    torch.library.register_autograd("longstream::rms_norm", _backward, setup_context=_setup_context)
+_native.register("rms_norm", _fake, _fake_backward, _setup_context, _backward)
 
 _BACKENDS = {
-    "native": Backend(_native_run, _fused.why_not),
+    "native": Backend(_native_run, _native.why_not),
     "torch": Backend(_plain, runs_anywhere),
     "reference": Backend(_plain, runs_anywhere),
 }

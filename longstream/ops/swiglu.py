@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longstream.ops import _fused, _native
+from longstream.ops import _native
 from longstream.ops._check import wide
 from longstream.ops._dispatch import Backend, pick, runs_anywhere
 
@@ -31,7 +31,7 @@ def _plain(gate: Tensor, up: Tensor) -> Tensor:
 def _native_run(gate: Tensor, up: Tensor) -> Tensor:
     dtype = wide(gate, up)
     gate_, up_ = (t.to(dtype).contiguous() for t in (gate, up))
-    return _fused.call(torch.ops.longstream.swiglu.default, gate_, up_).to(torch.promote_types(gate.dtype, up.dtype))
+    return _native.call(torch.ops.longstream.swiglu.default, gate_, up_).to(torch.promote_types(gate.dtype, up.dtype))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -39,7 +39,6 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-    _fused.refuse_double_backward("swiglu")
     return torch.ops.longstream.swiglu_backward(dy.contiguous(), *ctx.saved_tensors)
 
 
@@ -51,13 +50,10 @@ def _fake_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
     return torch.empty_like(gate), torch.empty_like(gate)
 
 
-if _native.MISSING is None:
-    torch.library.register_fake("longstream::swiglu", _fake)
-    torch.library.register_fake("longstream::swiglu_backward", _fake_backward)
-    torch.library.register_autograd("longstream::swiglu", _backward, setup_context=_setup_context)
+_native.register("swiglu", _fake, _fake_backward, _setup_context, _backward)
 
 _BACKENDS = {
-    "native": Backend(_native_run, _fused.why_not),
+    "native": Backend(_native_run, _native.why_not),
     "torch": Backend(_plain, runs_anywhere),
     "reference": Backend(_plain, runs_anywhere),
 }

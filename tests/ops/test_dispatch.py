@@ -50,6 +50,25 @@ def test_reference_and_torch_run_everywhere(op):
 
 
 @pytest.mark.parametrize("op", OPS)
+def test_the_kernels_leave_transforms_and_forward_mode_to_torch(op):
+    """They have no rules for either, and without a word a tangent would be lost."""
+    seen = []
+
+    def f(x):
+        seen.append(available_backends(op)["native"])
+        return x.sum()
+
+    x = torch.ones(3)
+    torch.func.grad(f)(x)
+    with torch.autograd.forward_ad.dual_level():
+        f(x)
+    f(x)
+    assert "torch.func" in seen[0]
+    assert "forward mode" in seen[1]
+    assert seen[2] == _native.MISSING
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_auto_prefers_the_kernels(op):
     """They stand first, and where they are not compiled, or for another device, they say so."""
     assert next(iter(available_backends(op))) == "native"

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from longstream.ops import _native
 from longstream.ops._check import wide
@@ -21,22 +20,8 @@ def gated_scan(
     """See `longstream.ops.gated_scan`; ``bounds`` are the checked cu_seqlens."""
     dtype = wide(x, log_forget, initial_state, theta)
     tensors = [None if t is None else t.to(dtype).contiguous() for t in (x, log_forget, initial_state, theta)]
-    op = torch.ops.longstream.gated_scan.default
-    if torch.compiler.is_compiling() or _wants_gradient(tensors):
-        out, final_state = op(*tensors, reverse, bounds or [])
-    else:
-        with torch._C._AutoDispatchBelowAutograd():  # measured at T = 1: 6 us for 13
-            out, final_state = op(*tensors, reverse, bounds or [])
+    out, final_state = _native.call(torch.ops.longstream.gated_scan.default, *tensors, reverse, bounds or [])
     return out.to(x.dtype), final_state
-
-
-def _wants_gradient(tensors: list[Tensor | None]) -> bool:
-    if forward_ad._current_level >= 0:
-        raise RuntimeError(f"gated_scan: {_ONLY_FIRST}")
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-_ONLY_FIRST = "backend 'native' has first derivatives only, backward; use backend='torch' for others"
 
 
 def _fake_forward(
@@ -74,12 +59,4 @@ def _backward(ctx: Any, dout: Tensor, dfinal_state: Tensor) -> tuple[Tensor | No
     return dx, dlog_forget, dinitial_state, None if theta is None else dtheta, None, None
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(f"gated_scan: {_ONLY_FIRST}")
-
-
-if _native.MISSING is None:
-    torch.library.register_fake("longstream::gated_scan", _fake_forward)
-    torch.library.register_fake("longstream::gated_scan_backward", _fake_backward)
-    torch.library.register_autograd("longstream::gated_scan", _backward, setup_context=_keep)
-    torch.library.register_autograd("longstream::gated_scan_backward", _refuse)
+_native.register("gated_scan", _fake_forward, _fake_backward, _keep, _backward)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from longstream.ops import _native
 from longstream.ops._check import wide
@@ -22,21 +21,8 @@ def short_conv(
     dtype = wide(x, weight, bias, initial_state)
     tensors = [None if t is None else t.to(dtype).contiguous() for t in (x, weight.t(), bias, initial_state)]
     op = torch.ops.longstream.short_conv.default
-    if torch.compiler.is_compiling() or _wants_gradient(tensors):
-        out, final_state = op(*tensors, activation == "silu", bounds or [])
-    else:
-        with torch._C._AutoDispatchBelowAutograd():  # measured at T = 1: 6 us for 13
-            out, final_state = op(*tensors, activation == "silu", bounds or [])
+    out, final_state = _native.call(op, *tensors, activation == "silu", bounds or [])
     return out.to(x.dtype), final_state
-
-
-def _wants_gradient(tensors: list[Tensor | None]) -> bool:
-    if forward_ad._current_level >= 0:
-        raise RuntimeError(f"short_conv: {_ONLY_FIRST}")
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-_ONLY_FIRST = "backend 'native' has first derivatives only, backward; use backend='torch' for others"
 
 
 def _fake_forward(
@@ -72,12 +58,4 @@ def _backward(ctx: Any, dout: Tensor, dfinal_state: Tensor) -> tuple[Tensor | No
     return dx, dweight, None if bias is None else dbias, dinitial_state, None, None
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> None:
-    raise RuntimeError(f"short_conv: {_ONLY_FIRST}")
-
-
-if _native.MISSING is None:
-    torch.library.register_fake("longstream::short_conv", _fake_forward)
-    torch.library.register_fake("longstream::short_conv_backward", _fake_backward)
-    torch.library.register_autograd("longstream::short_conv", _backward, setup_context=_keep)
-    torch.library.register_autograd("longstream::short_conv_backward", _refuse)
+_native.register("short_conv", _fake_forward, _fake_backward, _keep, _backward)
