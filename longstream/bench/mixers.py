@@ -66,8 +66,12 @@ def _min_gru(case: Case) -> Mixer:
 def _quiet(load: Callable[[], tuple[nn.Module, Any]]) -> tuple[nn.Module, Any]:
     """transformers says for each kernel that it is the slow one, which the tables show."""
     log = peers.load("transformers").utils.logging
+    usual = log.get_verbosity()
     log.set_verbosity_error()
-    return load()
+    try:
+        return load()
+    finally:
+        log.set_verbosity(usual)
 
 
 def _transformers(load: Callable[[], tuple[nn.Module, Any]], cache_name: str) -> Callable[[Case], Mixer]:
