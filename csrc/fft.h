@@ -1,11 +1,11 @@
 // Transforms of complex numbers modulo z^n - c, each number a vector with a channel in every lane. For *_kernels.cpp.
 //
 // Modulo z^n - e^{i a} splits into modulo z^{n/2} - e^{i a / 2} and z^{n/2} + e^{i a / 2}: two halves lo, hi become
-// lo + w hi and lo - w hi with one w = e^{i a / 2} for all of them. Four quarters at once are two such splits. Nothing is
-// ever reordered: what comes out stands in the order of the splits, in which products are taken and the way back goes.
-// The splits are a tree whose node p has the angle a_p = 2 pi times the bits of p mirrored at the point (p = 1: 1/2,
-// 2: 1/4, 3: 3/4); its two children are 2 p and 2 p + 1, its four grandchildren 4 p + 0, 1, 2, 3, in this order. Node 2 is
-// z^n - i, the root of every transform here. So one table of twiddles, by node, serves all levels and sizes.
+// lo + w hi and lo - w hi with one w = e^{i a / 2} for all of them. Four quarters at once are two such splits. Nothing
+// is ever reordered: what comes out stands in the order of the splits, in which products are taken and the way back
+// goes. The splits are a tree whose node p has the angle a_p = 2 pi times the bits of p mirrored at the point (p = 1:
+// 1/2, 2: 1/4, 3: 3/4); its two children are 2 p and 2 p + 1, its four grandchildren 4 p + 0, 1, 2, 3, in this order.
+// Node 2 is z^n - i, the root of every transform here. So one table of twiddles, by node, serves all levels and sizes.
 #pragma once
 
 #include "simd.h"
@@ -120,8 +120,8 @@ inline void join_all(T* z, int64_t n, const T* twiddle) {
   }
 }
 
-// Products of polynomials of n numbers modulo z^n - c, |c| = 1; with `correlate` a(z) b(1/z), b conjugated: what belongs
-// to the correlation of real signals.
+// Products of polynomials of n numbers modulo z^n - c, |c| = 1; with `correlate` a(z) b(1/z), b conjugated: what
+// belongs to the correlation of real signals.
 template <bool correlate, int n, typename T>
 inline void multiply(const Complex<T>* a, const Complex<T>* b, Complex<T> c, Complex<T>* out) {
 #pragma GCC unroll 10

@@ -29,7 +29,7 @@ struct GatedScanBackward {
   ScanShape shape;
   const T *dout, *dfinal_state, *log_forget, *initial_state, *turn, *out;
   T *dx, *dlog_forget, *dinitial_state;
-  double* dtheta;  // a row of each sequence, for the caller to add up; not used where turn is null
+  double* dtheta;   // a row of each sequence, for the caller to add up; not used where turn is null
   bool past_cache;  // as above, of dx and dlog_forget
 };
 

@@ -62,8 +62,10 @@ struct Turn {
 
   template <typename Columns>
   Turn(const Columns& columns, const T* rows, int64_t channels)
-      : cos(columns.read(rows)), sin(columns.read(rows + channels)),
-        cos_low(columns.read(rows + 2 * channels)), sin_low(columns.read(rows + 3 * channels)) {}
+      : cos(columns.read(rows)),
+        sin(columns.read(rows + channels)),
+        cos_low(columns.read(rows + 2 * channels)),
+        sin_low(columns.read(rows + 3 * channels)) {}
 
   // Turns re and im; what the sums round off goes to the other two.
   void forth(Vector<T>& re, Vector<T>& im, Vector<T>& off_re, Vector<T>& off_im) const {
@@ -87,18 +89,26 @@ struct Turn {
 // How a vector of columns is read and written: whole vectors, or what is left of a row.
 struct Whole {
   template <typename T>
-  Vector<T> read(const T* from) const { return load(from); }
+  Vector<T> read(const T* from) const {
+    return load(from);
+  }
   template <typename T>
-  void write(T* to, Vector<T> x) const { store(to, x); }
+  void write(T* to, Vector<T> x) const {
+    store(to, x);
+  }
   static void finish() {}
 };
 
 struct Rest {
   int64_t count;
   template <typename T>
-  Vector<T> read(const T* from) const { return load_part(from, count); }
+  Vector<T> read(const T* from) const {
+    return load_part(from, count);
+  }
   template <typename T>
-  void write(T* to, Vector<T> x) const { store_part(to, x, count); }
+  void write(T* to, Vector<T> x) const {
+    store_part(to, x, count);
+  }
   static void finish() {}
 };
 
@@ -118,9 +128,9 @@ constexpr int64_t kWidth = 512;  // of a block, in channels
 // Narrower blocks until there are so many tasks. Past the cache only whole rows are read at full speed: of rows of 512,
 // blocks of 64 channels took 6 times as long, and blocks of 256 twice as long.
 constexpr int64_t kLeastWidth = 64, kTasks = 8, kLeastWidthPastCache = 256, kTasksPastCache = 2;
-constexpr int64_t kGrain = 32768;   // gates for which a second thread is worth waking
-constexpr int64_t kAhead = 8;       // rows to fetch before they are needed: 1.5 to 2 times as fast past the cache
-constexpr int kSumSteps = 64;       // terms of dtheta added in T before they go to float64
+constexpr int64_t kGrain = 32768;  // gates for which a second thread is worth waking
+constexpr int64_t kAhead = 8;      // rows to fetch before they are needed: 1.5 to 2 times as fast past the cache
+constexpr int kSumSteps = 64;      // terms of dtheta added in T before they go to float64
 
 template <typename T, int parts, typename Columns>
 struct Forward {
@@ -181,8 +191,8 @@ struct Backward {
     for (int64_t i = right - 1; i >= left; --i) {
       const int64_t token = a.shape.reverse ? left + right - 1 - i : i, row = token * parts * D + from;
       const T *forget = a.log_forget + token * D + from, *dout = a.dout + row;
-      const T* before = i == left ? a.initial_state + n * parts * D + from
-                                  : a.out + row + (a.shape.reverse ? parts * D : -parts * D);
+      const T* before =
+          i == left ? a.initial_state + n * parts * D + from : a.out + row + (a.shape.reverse ? parts * D : -parts * D);
       T *dx = a.dx + row, *dlog_forget = a.dlog_forget + token * D + from;
       const int64_t ahead = i - kAhead > left ? (a.shape.reverse ? kAhead : -kAhead) * D : 0;
       for (int64_t d = 0; d < width; d += kLanes<T>) {

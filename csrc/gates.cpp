@@ -39,9 +39,10 @@ std::tuple<Tensor, Tensor> forget_gate_cpu(const Tensor& z, const Optional& boun
   return {log_forget, input_gate};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forget_gate_backward_cpu(
-    const Tensor& d_log_forget, const Tensor& d_input_gate, const Tensor& z, const Optional& bound,
-    const Optional& complement, const Optional& candidate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forget_gate_backward_cpu(const Tensor& d_log_forget,
+                                                                    const Tensor& d_input_gate, const Tensor& z,
+                                                                    const Optional& bound, const Optional& complement,
+                                                                    const Optional& candidate) {
   const int64_t D = row_size(z, bound), rows = D > 0 ? (z.numel() + D - 1) / D : 0, of_bound = bound ? D : 0;
   Tensor d_z = torch::stable::empty_like(z);
   Tensor d_candidate = candidate ? torch::stable::empty_like(z) : new_tensor(z, {0});

@@ -38,9 +38,7 @@ struct GateBackwardArguments {
 
 }  // namespace longstream
 
-LONGSTREAM_KERNELS(
-  void forget_gate(const GateArguments<float>& arguments, ParallelFor threads);
-  void forget_gate(const GateArguments<double>& arguments, ParallelFor threads);
-  void forget_gate_backward(const GateBackwardArguments<float>& arguments, ParallelFor threads);
-  void forget_gate_backward(const GateBackwardArguments<double>& arguments, ParallelFor threads);
-)
+LONGSTREAM_KERNELS(void forget_gate(const GateArguments<float>& arguments, ParallelFor threads);
+                   void forget_gate(const GateArguments<double>& arguments, ParallelFor threads);
+                   void forget_gate_backward(const GateBackwardArguments<float>& arguments, ParallelFor threads);
+                   void forget_gate_backward(const GateBackwardArguments<double>& arguments, ParallelFor threads);)

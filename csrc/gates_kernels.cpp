@@ -73,8 +73,8 @@ void gate(const GateArguments<T>& a, ParallelFor threads) {
   });
 }
 
-// With p = sigmoid(z) and m = sigmoid(-z): d log f / d z = m * (c p / f) and d k / d z = -c p m, k = c m. An open gate's
-// log f is log(1 - c m), a closed one's log(b + c p): only the second sees b.
+// With p = sigmoid(z) and m = sigmoid(-z): d log f / d z = m * (c p / f) and d k / d z = -c p m, k = c m. An open
+// gate's log f is log(1 - c m), a closed one's log(b + c p): only the second sees b.
 template <typename T>
 void gate_row_backward(const GateBackwardArguments<T>& a, int64_t begin, int64_t size, bool may_vanish, T* d_bound,
                        T* d_complement) {

@@ -12,12 +12,13 @@ namespace {
 using torch::stable::get_num_threads;
 
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype);
+  const torch::headeronly::IntHeaderOnlyArrayRef sizes(shape.begin(), shape.size());
+  const Tensor x = torch::stable::new_empty(like, sizes, dtype);
+  ask_for_large_pages(x);
+  return x;
 }
 
-Tensor cast(const Tensor& x, ScalarType dtype) {
-  return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype);
-}
+Tensor cast(const Tensor& x, ScalarType dtype) { return x.scalar_type() == dtype ? x : torch::stable::to(x, dtype); }
 
 // In the dtype of the sums, neighbors in the last dimension side by side.
 Tensor prepare(const Tensor& x, ScalarType dtype) {
@@ -32,9 +33,9 @@ Tensor packed(const Tensor& x, ScalarType dtype) {
 
 template <typename T>
 GlaTokens<T> tokens(const Tensor& x, const char* name, int64_t B, int64_t T_, int64_t H, int64_t size) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 4 && x.size(0) == B && x.size(1) == T_ && x.size(2) == H &&
-                      x.size(3) == size,
-                  "longstream::gla: ", name, " must be a CPU tensor of the right shape");
+  STD_TORCH_CHECK(
+      x.is_cpu() && x.dim() == 4 && x.size(0) == B && x.size(1) == T_ && x.size(2) == H && x.size(3) == size,
+      "longstream::gla: ", name, " must be a CPU tensor of the right shape");
   return {x.const_data_ptr<T>(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
@@ -105,9 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> gla(Tensor q, Tensor k, Tensor v, Tensor log_
     if (spacing > 0) clear_rest(sizes, states.mutable_data_ptr<N>(), B * T / spacing);
     LONGSTREAM_PICK_AS(void (*)(const GlaForward<N>&), gla_forward)(
         {sizes, tokens<N>(q, "q", B, T, H, K), tokens<N>(k, "k", B, T, H, K), tokens<N>(v, "v", B, T, H, V),
-         tokens<N>(log_forget, "log_forget", B, T, H, K),
-         input<N>(initial_state, "initial_state", {sizes.N, H, K, V}), out.mutable_data_ptr<N>(),
-         final.mutable_data_ptr<N>(), states.mutable_data_ptr<N>(), scratch.mutable_data_ptr<N>()});
+         tokens<N>(log_forget, "log_forget", B, T, H, K), input<N>(initial_state, "initial_state", {sizes.N, H, K, V}),
+         out.mutable_data_ptr<N>(), final.mutable_data_ptr<N>(), states.mutable_data_ptr<N>(),
+         scratch.mutable_data_ptr<N>()});
   });
   return {cast(out, out_dtype), final, states};
 }

@@ -45,11 +45,7 @@ struct GlaBackward {
 
 }  // namespace longstream
 
-LONGSTREAM_KERNELS(
-  int64_t gla_forward_scratch(const GlaSizes& sizes);
-  int64_t gla_backward_scratch(const GlaSizes& sizes);
-  void gla_forward(const GlaForward<float>& x);
-  void gla_forward(const GlaForward<double>& x);
-  void gla_backward(const GlaBackward<float>& x);
-  void gla_backward(const GlaBackward<double>& x);
-)
+LONGSTREAM_KERNELS(int64_t gla_forward_scratch(const GlaSizes& sizes);
+                   int64_t gla_backward_scratch(const GlaSizes& sizes); void gla_forward(const GlaForward<float>& x);
+                   void gla_forward(const GlaForward<double>& x); void gla_backward(const GlaBackward<float>& x);
+                   void gla_backward(const GlaBackward<double>& x);)

@@ -99,9 +99,10 @@ void begin_tile(const T* v, int64_t stride, int64_t count, int64_t tokens, Scrat
   }
 }
 
-// Walks a tile of the state through a block.
+// Walks a tile of the state through a block. Some of the next block's numbers begin at `ahead`.
 template <typename T, int rows, int columns>
-void walk(const T* keys, const T* values, T* out, int64_t groups, const T* from, T* to, int64_t stride, int64_t count) {
+void walk(const T* keys, const T* values, T* out, int64_t groups, const T* from, T* to, int64_t stride, int64_t count,
+          const T* ahead, int64_t ahead_stride) {
   constexpr int lanes = kLanes<T>, width = columns * lanes;
   const bool whole = count >= width;
   Vector<T> s[rows][columns];
@@ -113,7 +114,9 @@ void walk(const T* keys, const T* values, T* out, int64_t groups, const T* from,
       s[a][c] = whole ? load(x) : load_part(x, smaller(lanes, count - c * lanes));
     }
   }
-  for (int64_t g = 0; g < groups; ++g, keys += kRecord * kTogether<T>, values += kGroup * width, out += kGroup * width) {
+  for (int64_t g = 0; g < groups; ++g, keys += kRecord * kTogether<T>, values += kGroup * width, out += kGroup * width,
+               ahead += kGroup * ahead_stride) {
+    ask_for_rows(ahead, ahead_stride);
 #pragma GCC unroll 4
     for (int t = 0; t < kGroup; ++t) {
       Vector<T> o[columns];  // a sum of its own for each tile: shorter sums lose fewer digits
@@ -163,8 +166,8 @@ void walk(const T* keys, const T* values, T* out, int64_t groups, const T* from,
 }
 
 template <typename T, int columns>
-void tile_columns(const GlaForward<T>& x, const T* v, int64_t count, int64_t tokens, Scratch<T>& scratch,
-                  const T* from, T* to, T* out) {
+void tile_columns(const GlaForward<T>& x, const T* v, int64_t count, int64_t tokens, Scratch<T>& scratch, const T* from,
+                  T* to, T* out, const T* const (&ahead)[4], int64_t ahead_line) {
   constexpr int lanes = kLanes<T>, width = columns * lanes;
   const int64_t K = x.sizes.K, V = x.sizes.V, groups = parts(tokens, kGroup);
   begin_tile<T, columns>(v, x.v.token, count, tokens, scratch);
@@ -180,7 +183,10 @@ void tile_columns(const GlaForward<T>& x, const T* v, int64_t count, int64_t tok
   const auto next = [&](auto walk_rows, int64_t rows) {
     if (by_parts && i % kSumKeys == 0) add_part(i > 0);
     const T* keys = scratch.keys + record_place<T>(i);
-    walk_rows(keys, scratch.values, by_parts ? scratch.part : scratch.out, groups, from + i * V, to + i * V, V, count);
+    const int64_t tensor = i / kRows % 4, line = ahead_line + i / kRows / 4 * kLine<T>;
+    const int64_t strides[] = {x.q.token, x.k.token, x.log_forget.token, x.v.token};
+    walk_rows(keys, scratch.values, by_parts ? scratch.part : scratch.out, groups, from + i * V, to + i * V, V, count,
+              ahead[tensor] + (line < (tensor == 3 ? V : K) ? line : 0), strides[tensor]);
     i += rows;
   };
   while (i + kRows <= K) next(walk<T, kRows, columns>, kRows);
@@ -277,11 +283,16 @@ void head_columns(const GlaForward<T>& x, int64_t n, int64_t h, int64_t begin, i
     const bool keep = sizes.spacing > 0 && after < length && after % sizes.spacing == 0;
     T* to = keep ? x.states + (place_of(sizes, n, after / sizes.spacing) * sizes.H + h) * K * V : final;
     join_block(x, q + t * x.q.token, k + t * x.k.token, log_forget + t * x.log_forget.token, tokens, scratch);
+    const int64_t next = after < length ? after : t;
+    const T* const ahead[] = {q + next * x.q.token, k + next * x.k.token, log_forget + next * x.log_forget.token,
+                              v + next * x.v.token};
+    int64_t line = 0;
     for (int64_t j = begin; j < end; j += kWidth<T>) {
       const int64_t count = smaller(kWidth<T>, end - j);
       T* out = x.out + ((first_of(sizes, n) + t) * sizes.H + h) * V + j;
       const auto tile = count > lanes ? tile_columns<T, 2> : tile_columns<T, 1>;
-      tile(x, v + t * x.v.token + j, count, tokens, scratch, from + j, to + j, out);
+      tile(x, v + t * x.v.token + j, count, tokens, scratch, from + j, to + j, out, ahead, line);
+      line += parts(K, 4 * kRows) * kLine<T>;
     }
     from = to;
   }

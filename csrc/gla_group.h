@@ -15,8 +15,8 @@
 namespace longstream::LONGSTREAM_ISA {
 
 constexpr int kGroup = 4;
-constexpr int kPairs = 10;            // of t and s <= t, in the order (0, 0) (1, 0) (1, 1) (2, 0) ...
-constexpr int kPairsPlace = 16;       // numbers that the pairs of a group take in memory
+constexpr int kPairs = 10;               // of t and s <= t, in the order (0, 0) (1, 0) (1, 1) (2, 0) ...
+constexpr int kPairsPlace = 16;          // numbers that the pairs of a group take in memory
 constexpr int kRecord = 2 * kGroup + 1;  // q_t P_t, k_s D_4s and P_4 of one key
 
 constexpr int pair(int t, int s) { return t * (t + 1) / 2 + s; }
@@ -48,6 +48,15 @@ inline void prefetch_rows(const T* from, int64_t stride) {
 #pragma GCC unroll 4
   for (int t = kGroup; t < 2 * kGroup; ++t) __builtin_prefetch(from + t * stride);
 }
+
+// The same of rows that will be read after thousands of other numbers: into the second-level cache.
+template <typename T>
+inline void ask_for_rows(const T* from, int64_t stride) {
+#pragma GCC unroll 4
+  for (int t = 0; t < kGroup; ++t) __builtin_prefetch(from + t * stride, 0, 2);
+}
+template <typename T>
+constexpr int kLine = 64 / int(sizeof(T));  // numbers of a line of the cache
 
 // Some lanes of rows first .. first + 3 of a matrix; rows past `rows` are 0.
 template <typename T>
@@ -166,8 +175,9 @@ inline void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t 
 #pragma GCC unroll 16
         for (int a = 0; a < lanes; ++a) store(target + column_of<T>(a) * to_stride, x[a]);
       } else {
-        for (int64_t a = 0; a < smaller(lanes, rows - i); ++a) {
-          for (int64_t b = 0; b < smaller(lanes, columns - j); ++b) target[b * to_stride + a] = source[a * from_stride + b];
+        const int64_t height = smaller(lanes, rows - i), width = smaller(lanes, columns - j);
+        for (int64_t a = 0; a < height; ++a) {
+          for (int64_t b = 0; b < width; ++b) target[b * to_stride + a] = source[a * from_stride + b];
         }
       }
     }

@@ -18,18 +18,26 @@ F pick_isa(F base, F avx2, F avx512) {
 // Declare kernels: LONGSTREAM_KERNELS(void f(const FArguments<float>&); void g(...);) after the types they use.
 // Call one: LONGSTREAM_PICK(f)(arguments). The cast chooses among overloads: LONGSTREAM_PICK_AS(void (*)(const A&), f).
 #ifdef LONGSTREAM_X86
-#define LONGSTREAM_KERNELS(...)          \
-  namespace longstream {                 \
-  namespace base { __VA_ARGS__ }         \
-  namespace avx2 { __VA_ARGS__ }         \
-  namespace avx512 { __VA_ARGS__ }       \
+#define LONGSTREAM_KERNELS(...) \
+  namespace longstream {        \
+  namespace base {              \
+  __VA_ARGS__                   \
+  }                             \
+  namespace avx2 {              \
+  __VA_ARGS__                   \
+  }                             \
+  namespace avx512 {            \
+  __VA_ARGS__                   \
+  }                             \
   }
 #define LONGSTREAM_PICK_AS(type, name) \
   ::longstream::pick_isa<type>(&::longstream::base::name, &::longstream::avx2::name, &::longstream::avx512::name)
 #else
 #define LONGSTREAM_KERNELS(...) \
   namespace longstream {        \
-  namespace base { __VA_ARGS__ } \
+  namespace base {              \
+  __VA_ARGS__                   \
+  }                             \
   }
 #define LONGSTREAM_PICK_AS(type, name) static_cast<type>(&::longstream::base::name)
 #endif

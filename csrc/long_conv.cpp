@@ -1,7 +1,6 @@
 // Binding of long_conv: sizes, scratch, the table of twiddles.
 #include "long_conv.h"
 
-#include <cmath>
 #include <mutex>
 #include <tuple>
 
@@ -10,40 +9,23 @@
 namespace longstream {
 namespace {
 
-// Tasks there should be for some threads to share them evenly: where the channels give fewer, rows are shared out too.
-constexpr int64_t kTasks = 8;
-
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// w, w^2, w^3 of each node of the tree in fft.h. Each number is rounded once from double; the table only grows, and a
-// larger one begins with the smaller.
+// The table only grows, and a larger one begins with the smaller.
 template <typename T>
 Tensor twiddles(const Tensor& like, const FftSize& size) {
   static std::mutex mutex;
   static Tensor* kept = new Tensor();  // never freed: at exit torch may be gone first
   static int64_t nodes = 0;
-  const int64_t needed = int64_t(3) << (2 * size.levels - 2);
+  const int64_t needed = long_conv_nodes(size);
   std::lock_guard<std::mutex> lock(mutex);
   if (nodes < needed) {
     Tensor table = new_tensor(like, {needed, 6});
-    T* to = table.mutable_data_ptr<T>();
-    for (int64_t p = 0; p < needed; ++p) {
-      double turn = 0, bit = 0.5;
-      for (int64_t rest = p; rest; rest /= 2, bit /= 2) turn += double(rest % 2) * bit;
-      for (int power = 1; power <= 3; ++power) {
-        const double angle = 1.57079632679489661923 * turn * power;
-        *to++ = T(std::cos(angle));
-        *to++ = T(std::sin(angle));
-      }
-    }
+    fill_long_conv_twiddles(table.mutable_data_ptr<T>(), needed);
     *kept = table;
     nodes = needed;
   }
   return *kept;
-}
-
-Tensor zeros(const Tensor& like, std::initializer_list<int64_t> shape) {
-  return torch::stable::new_zeros(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()));
 }
 
 // With neighboring channels (or taps) next to each other; rows may stand anywhere.
@@ -70,24 +52,30 @@ struct Sums {
   int64_t first, count, tail, skip_at, leaf, levels;
 };
 
-// All but what is particular to forward or backward. `buffers` of M complex numbers are a worker's scratch.
+// All but what is particular to forward or backward.
 template <typename T>
 struct Call {
   LongConvArguments<T> a = {};
+  const int64_t lanes;
   Tensor table, scratch;
 
-  Call(const Sums& sums, int64_t buffers, bool share_rows) {
+  explicit Call(const Sums& sums) : lanes(LONGSTREAM_PICK(long_conv_lanes)(sizeof(T))) {
     const Tensor& x = sums.x;
     STD_TORCH_CHECK(x.is_cpu() && x.dim() == 3 && sums.taps.is_cpu() && sums.taps.dim() == 2,
                     "longstream: long_conv takes CPU tensors x (B, S, D) and taps (D, K)");
-    const int64_t S = x.size(1), lanes = LONGSTREAM_PICK(long_conv_lanes)(sizeof(T));
+    const int64_t S = x.size(1);
     a.B = x.size(0), a.D = x.size(2), a.K = sums.taps.size(1);
     STD_TORCH_CHECK(sums.taps.size(0) == a.D, "longstream: taps has a wrong shape");
     const bool direct = sums.leaf == 0;
-    STD_TORCH_CHECK(0 <= sums.first && 0 <= sums.count && 0 <= sums.tail && 1 <= S && 1 <= a.K,
+    constexpr int64_t kMost = int64_t(1) << 40;  // sums of a few of these do not overflow
+    STD_TORCH_CHECK(1 <= a.B && 1 <= S && 1 <= a.D && 1 <= a.K && 0 <= sums.first && sums.first < S + a.K - 1 &&
+                        0 <= sums.count && sums.count <= kMost && 0 <= sums.tail && sums.tail <= kMost &&
+                        -kMost <= sums.skip_at && sums.skip_at <= kMost,
                     "longstream: long_conv has nothing to add up");
     if (!direct) {
-      STD_TORCH_CHECK(1 <= sums.leaf && sums.leaf <= 10 && 2 <= sums.levels && sums.levels <= 24,
+      bool known = false;
+      for (int64_t leaf : {1, 2, 3, 5, 6, 10}) known = known || sums.leaf == leaf;
+      STD_TORCH_CHECK(known && 2 <= sums.levels && sums.levels <= 20,
                       "longstream: long_conv has no transform of this size");
       a.size = {sums.leaf, sums.levels, sums.leaf << (2 * sums.levels)};
       const int64_t N = 2 * a.size.M, end = smaller(sums.first + sums.count + sums.tail, S + a.K - 1);
@@ -101,13 +89,13 @@ struct Call {
     a.taps_stride = sums.taps.stride(0);
     if (sums.skip) a.skip = input<T>(*sums.skip, "skip", {a.D});
     a.skip_at = sums.skip_at, a.first = sums.first;
-    const int64_t groups = (a.D + lanes - 1) / lanes;
-    a.parts = share_rows && groups < kTasks ? smaller(a.B, (kTasks + groups - 1) / groups) : 1;
-    a.workers = smaller(groups * a.parts, torch::stable::get_num_threads());
-    // Direct sums hold the taps twice, all inputs and all gradients, with zeros around each: see long_conv_direct.h.
-    const int64_t numbers = direct ? 2 * a.K + S + sums.count + sums.tail + 4 * 8 : buffers * a.size.M * 2;
-    a.scratch_stride = numbers * lanes;
-    scratch = new_tensor(x, {a.workers, a.scratch_stride});
+    a.parts = long_conv_parts(a.B, a.D, lanes);
+    a.workers = smaller(long_conv_groups(a.D, lanes) * a.parts, torch::stable::get_num_threads());
+  }
+
+  void make_scratch(const Tensor& like, int64_t numbers) {
+    a.scratch_stride = numbers;
+    scratch = new_tensor(like, {a.workers, numbers});
     a.scratch = scratch.mutable_data_ptr<T>();
   }
 
@@ -121,21 +109,34 @@ std::tuple<Tensor, Tensor> long_conv(Tensor x, Tensor taps, std::optional<Tensor
   Tensor outs[2];
   for_dtype(x, [&](auto number) {
     using T = decltype(number);
-    Call<T> call(sums, spectrum ? 1 : 2, true);
+    Call<T> call(sums);
     LongConvArguments<T>& a = call.a;
     if (spectrum) {
-      const int64_t lanes = LONGSTREAM_PICK(long_conv_lanes)(sizeof(T)), groups = (a.D + lanes - 1) / lanes;
-      a.spectrum = input<T>(*spectrum, "spectrum", {groups, a.size.M, 2, lanes});
+      const int64_t groups = long_conv_groups(a.D, call.lanes);
+      a.spectrum = input<T>(*spectrum, "spectrum", {groups, a.size.M, 2, call.lanes});
     }
     int64_t at = first;
     for (int i = 0; i < 2; at += i++ ? 0 : count) {
       const int64_t rows = i ? tail : count, end = smaller(at + rows, call.meeting());
-      outs[i] = end < at + rows ? zeros(x, {a.B, rows, a.D}) : new_tensor(x, {a.B, rows, a.D});
-      if (end > at) a.out[i] = output_rows<T>(outs[i], at, end - at);
+      const int64_t met = end > at ? end - at : 0;
+      outs[i] = new_tensor(x, {a.B, rows, a.D});
+      if (met < rows) {
+        Tensor rest = torch::stable::narrow(outs[i], 1, met, rows - met);
+        torch::stable::zero_(rest);
+      }
+      if (met) a.out[i] = output_rows<T>(outs[i], at, met);
     }
+    call.make_scratch(x, long_conv_forward_scratch(a, call.lanes));
     LONGSTREAM_PICK_AS(void (*)(const LongConvArguments<T>&, ParallelFor), long_conv_forward)(a, torch_threads);
   });
   return {outs[0], outs[1]};
+}
+
+// (parts, ...) -> (...), which keeps no other part alive. (0, ...), which nobody wants, stays.
+Tensor first_part(const Tensor& x, int64_t parts) {
+  if (x.size(0) == 0) return x;
+  const Tensor first = torch::stable::select(x, 0, 0);
+  return parts > 1 ? torch::stable::clone(first) : first;
 }
 
 std::tuple<Tensor, Tensor, Tensor> long_conv_backward(Tensor x, Tensor taps, std::optional<Tensor> skip,
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> long_conv_backward(Tensor x, Tensor taps, std
   Tensor d_x, d_taps, d_skip;
   for_dtype(x, [&](auto number) {
     using T = decltype(number);
-    Call<T> call(sums, 1 + wants_x + 2 * wants_taps, true);
+    Call<T> call(sums);
     LongConvArguments<T>& a = call.a;
     d_x = new_tensor(x, {wants_x ? a.B : 0, x.size(1), a.D});
     d_taps = new_tensor(x, {wants_taps ? a.parts : 0, a.D, a.K});
@@ -161,28 +162,28 @@ std::tuple<Tensor, Tensor, Tensor> long_conv_backward(Tensor x, Tensor taps, std
       const int64_t rows = i ? tail : count, end = smaller(at + rows, call.meeting());
       if (!(i ? d_tail : d_out) || end <= at) continue;
       given[i] = dense(i ? *d_tail : *d_out);
-      STD_TORCH_CHECK(given[i].is_cpu() && given[i].dim() == 3 && given[i].size(0) == a.B &&
-                          given[i].size(1) == rows && given[i].size(2) == a.D,
+      STD_TORCH_CHECK(given[i].is_cpu() && given[i].dim() == 3 && given[i].size(0) == a.B && given[i].size(1) == rows &&
+                          given[i].size(2) == a.D,
                       "longstream: a gradient has a wrong shape");
       a.d_out[i] = input_rows<T>(given[i], at, end - at);
     }
+    call.make_scratch(x, long_conv_backward_scratch(a, call.lanes));
     LONGSTREAM_PICK_AS(void (*)(const LongConvArguments<T>&, ParallelFor), long_conv_backward)(a, torch_threads);
-    d_taps = torch::stable::squeeze(torch::stable::narrow(d_taps, 0, 0, wants_taps), 0);
-    d_skip = torch::stable::squeeze(torch::stable::narrow(d_skip, 0, 0, wants_skip), 0);
+    d_taps = first_part(d_taps, a.parts), d_skip = first_part(d_skip, a.parts);
   });
   return {d_x, d_taps, d_skip};
 }
 
 Tensor long_conv_spectrum(Tensor taps, int64_t leaf, int64_t levels) {
   taps = dense(taps);
-  STD_TORCH_CHECK(taps.dim() == 2, "longstream: taps has a wrong shape");
+  STD_TORCH_CHECK(taps.dim() == 2 && leaf != 0, "longstream: a spectrum has taps (D, K) and a transform");
   Tensor result;
   for_dtype(taps, [&](auto number) {
     using T = decltype(number);
     const Tensor x = new_tensor(taps, {1, 1, taps.size(0)});
-    Call<T> call({x, taps, {}, 0, 1, 0, 0, leaf, levels}, 1, false);
-    const int64_t lanes = LONGSTREAM_PICK(long_conv_lanes)(sizeof(T)), groups = (call.a.D + lanes - 1) / lanes;
-    result = new_tensor(taps, {groups, call.a.size.M, 2, lanes});
+    Call<T> call({x, taps, {}, 0, 1, 0, 0, leaf, levels});
+    call.make_scratch(x, long_conv_spectrum_scratch(call.a, call.lanes));
+    result = new_tensor(taps, {long_conv_groups(call.a.D, call.lanes), call.a.size.M, 2, call.lanes});
     LONGSTREAM_PICK_AS(void (*)(const LongConvArguments<T>&, T*, ParallelFor), long_conv_spectrum)
     (call.a, result.mutable_data_ptr<T>(), torch_threads);
   });

@@ -1,5 +1,5 @@
-// The sums of long_conv as they are written, for few pairs of an input and an output: cheaper than transforms there, and
-// no output depends on later inputs, not even by rounding. For *_kernels.cpp.
+// The sums of long_conv as they are written, for few pairs of an input and an output: cheaper than transforms there,
+// and no output depends on later inputs, not even by rounding. For *_kernels.cpp.
 #pragma once
 
 #include "long_conv_rows.h"
@@ -29,7 +29,8 @@ struct Dense {
 template <bool correlate, typename T, typename F>
 void direct(const Dense<T>& a, const Dense<T>& b, int64_t begin, int64_t end, const F& emit) {
   for (int64_t n = begin; n < end; n += kOutputs) {
-    int64_t from = correlate ? n + b.begin : n - b.end + 1, to = (correlate ? n + b.end : n - b.begin + 1) + kOutputs - 1;
+    int64_t from = correlate ? n + b.begin : n - b.end + 1;
+    int64_t to = (correlate ? n + b.end : n - b.begin + 1) + kOutputs - 1;
     if (from < a.begin) from = a.begin;
     if (to > a.end) to = a.end;
     Vector<T> sums[kOutputs] = {};
@@ -61,8 +62,8 @@ void forward_direct(const LongConvArguments<T>& a, const Task& task, T* scratch)
 template <typename T, bool full>
 void backward_direct(const LongConvArguments<T>& a, const Task& task, T* scratch) {
   const int64_t c = task.channel, lanes = task.lanes;
-  const int64_t end = a.d_out[1].data ? a.d_out[1].at + a.d_out[1].count : a.d_out[0].at + a.d_out[0].count;
-  const Dense<T> taps(scratch, 0, a.K), x(scratch, 0, a.x.count), g(scratch, a.first, end), d_taps(scratch, 0, a.K);
+  const Dense<T> taps(scratch, 0, a.K), x(scratch, 0, a.x.count), d_taps(scratch, 0, a.K);
+  const Dense<T> g(scratch, a.first, long_conv_gradient_end(a));
   read_taps(a.taps + c * a.taps_stride, a.taps_stride, a.K, lanes, taps.data);
   for (int64_t k = 0; k < a.K; ++k) store(d_taps.at(k), Vector<T>{});
   for (int64_t b = task.begin; b < task.end; ++b) {

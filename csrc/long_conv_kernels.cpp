@@ -1,5 +1,5 @@
-// The kernels of long_conv: transforms of a group of channels at a time, depth first, so that a part of a signal that is
-// in the cache is transformed, multiplied and transformed back before the next one.
+// The kernels of long_conv: transforms of a group of channels at a time, depth first, so that a part of a signal that
+// is in the cache is transformed, multiplied and transformed back before the next one.
 #include "long_conv_direct.h"
 #include "long_conv_rows.h"
 
@@ -52,10 +52,10 @@ void last_join(const T* z, const Target<T, full>& target, int64_t M, const T* tw
 // What happens between the first split and the last join. Buffers of M numbers each; null where there is none.
 template <typename T>
 struct Work {
-  T* x = nullptr;       // becomes x * h (forward)
+  T* x = nullptr;  // becomes x * h (forward)
   T* h = nullptr;
-  T* g = nullptr;       // gradient of the outputs; becomes its correlation with h
-  T* d_h = nullptr;     // adds up the correlations of g with x
+  T* g = nullptr;    // gradient of the outputs; becomes its correlation with h
+  T* d_h = nullptr;  // adds up the correlations of g with x
   bool split_h = false, begin_d_h = false, join_d_h = false;
   const T* twiddles = nullptr;
 };
@@ -152,12 +152,23 @@ void transform(const Work<T>& work, const FftSize& size) {
   for (int i = 0; i < 4; ++i) {
     const int64_t n = size.M / 4, offset = i * n * kNumber<T>, p = 4 * kRoot + i;
     switch (size.leaf) {
-      case 1: middle<1>(work, offset, n, p); break;
-      case 2: middle<2>(work, offset, n, p); break;
-      case 3: middle<3>(work, offset, n, p); break;
-      case 5: middle<5>(work, offset, n, p); break;
-      case 6: middle<6>(work, offset, n, p); break;
-      default: middle<10>(work, offset, n, p);
+      case 1:
+        middle<1>(work, offset, n, p);
+        break;
+      case 2:
+        middle<2>(work, offset, n, p);
+        break;
+      case 3:
+        middle<3>(work, offset, n, p);
+        break;
+      case 5:
+        middle<5>(work, offset, n, p);
+        break;
+      case 6:
+        middle<6>(work, offset, n, p);
+        break;
+      default:
+        middle<10>(work, offset, n, p);
     }
   }
 }

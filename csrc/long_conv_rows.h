@@ -133,7 +133,10 @@ template <typename T, bool full>
 Target<T, full> forward_target(const LongConvArguments<T>& a, const Task& task, int64_t b) {
   const int64_t c = task.channel, lanes = task.lanes;
   const LongConvRows<const T> addend = a.skip ? a.x : LongConvRows<const T>();
-  return {{a.out[0], b, c, lanes}, {a.out[1], b, c, lanes}, {addend, b, c, lanes}, a.skip_at - a.first,
+  return {{a.out[0], b, c, lanes},
+          {a.out[1], b, c, lanes},
+          {addend, b, c, lanes},
+          a.skip_at - a.first,
           skip_of<T, full>(a, task)};
 }
 
@@ -141,8 +144,8 @@ template <typename T, bool full>
 Target<T, full> backward_target(const LongConvArguments<T>& a, const Task& task, int64_t b) {
   const int64_t c = task.channel, lanes = task.lanes;
   const LongConvRows<const T> addend = a.skip ? a.d_out[0] : LongConvRows<const T>();
-  return {{a.d_x, b, c, lanes}, {{}, b, c, lanes}, {addend, b, c, lanes}, a.first - a.skip_at,
-          skip_of<T, full>(a, task)};
+  return {
+      {a.d_x, b, c, lanes}, {{}, b, c, lanes}, {addend, b, c, lanes}, a.first - a.skip_at, skip_of<T, full>(a, task)};
 }
 
 // The sum over rows of d_out * x, in blocks of numbers, so that rounding does not grow with T.

@@ -12,7 +12,8 @@ using ParallelFor = void (*)(int64_t n, int64_t grain, RangeFunction function, v
 template <typename F>
 void parallel_for(ParallelFor run, int64_t n, int64_t grain, const F& body) {
   if (n <= 0) return;
-  run(n, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
+  run(
+      n, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<const F*>(context))(begin, end); },
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 

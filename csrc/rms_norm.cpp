@@ -58,8 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> rms_norm_backward_cpu(const Tensor& dy, const
 
 STABLE_TORCH_LIBRARY_FRAGMENT(longstream, m) {
   m.def("rms_norm(Tensor x, Tensor? weight, Tensor? gate, float eps) -> Tensor");
-  m.def(
-      "rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? gate, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def("rms_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? gate, float eps) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(longstream, CPU, m) {

@@ -34,9 +34,7 @@ struct RmsNormBackwardArguments {
 
 }  // namespace longstream
 
-LONGSTREAM_KERNELS(
-  void rms_norm(const RmsNormArguments<float>& arguments, ParallelFor threads);
-  void rms_norm(const RmsNormArguments<double>& arguments, ParallelFor threads);
-  void rms_norm_backward(const RmsNormBackwardArguments<float>& arguments, ParallelFor threads);
-  void rms_norm_backward(const RmsNormBackwardArguments<double>& arguments, ParallelFor threads);
-)
+LONGSTREAM_KERNELS(void rms_norm(const RmsNormArguments<float>& arguments, ParallelFor threads);
+                   void rms_norm(const RmsNormArguments<double>& arguments, ParallelFor threads);
+                   void rms_norm_backward(const RmsNormBackwardArguments<float>& arguments, ParallelFor threads);
+                   void rms_norm_backward(const RmsNormBackwardArguments<double>& arguments, ParallelFor threads);)

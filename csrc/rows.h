@@ -36,7 +36,9 @@ inline void for_vectors(int64_t size, const F& body) {
 
 inline int64_t rows_of(int64_t count, int64_t D) { return D > 0 ? (count + D - 1) / D : 0; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t grain_of(int64_t elements) { return elements > 0 && elements < kTaskElements ? kTaskElements / elements : 1; }
+inline int64_t grain_of(int64_t elements) {
+  return elements > 0 && elements < kTaskElements ? kTaskElements / elements : 1;
+}
 
 // sums[d] = partial[0][d] + partial[1][d] + ..., rows `stride` apart.
 template <typename T>

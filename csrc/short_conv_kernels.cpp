@@ -6,28 +6,36 @@
 namespace longstream::LONGSTREAM_ISA {
 namespace {
 
-constexpr int kTile = 8;  // tokens: as many sums stay in registers
+constexpr int kTile = 8;         // tokens: as many sums stay in registers
 constexpr int64_t kWidth = 512;  // of a block, in channels
 // Narrower blocks until there are so many tasks. Past the cache only whole rows are read at full speed: of rows of 512,
 // blocks of 64 channels took 6 times as long, and blocks of 256 twice as long.
 constexpr int64_t kLeastWidth = 64, kTasks = 8, kLeastWidthPastCache = 256, kTasksPastCache = 2;
 constexpr int64_t kCacheBytes = int64_t(1) << 23;  // with as much for each result, more than the cache holds
-constexpr int64_t kGrain = 65536;  // numbers for which a second thread is worth waking
+constexpr int64_t kGrain = 65536;                  // numbers for which a second thread is worth waking
 
 // How a vector of columns is read and written: whole vectors, or what is left of a row.
 struct Whole {
   template <typename T>
-  Vector<T> read(const T* from) const { return load(from); }
+  Vector<T> read(const T* from) const {
+    return load(from);
+  }
   template <typename T>
-  void write(T* to, Vector<T> x) const { store(to, x); }
+  void write(T* to, Vector<T> x) const {
+    store(to, x);
+  }
 };
 
 struct Rest {
   int64_t count;
   template <typename T>
-  Vector<T> read(const T* from) const { return load_part(from, count); }
+  Vector<T> read(const T* from) const {
+    return load_part(from, count);
+  }
   template <typename T>
-  void write(T* to, Vector<T> x) const { store_part(to, x, count); }
+  void write(T* to, Vector<T> x) const {
+    store_part(to, x, count);
+  }
 };
 
 // A sequence: its stream, its taps and the columns of a task.
@@ -40,9 +48,16 @@ struct Stream {
 
   template <typename Arguments>
   Stream(const Arguments& a, Columns columns, int64_t n, int64_t from, int64_t width)
-      : shape(a.shape), columns(columns), left(a.shape.bounds[n]), length(a.shape.bounds[n + 1] - left), from(from),
-        width(width), state(a.initial_state + n * (shape.taps - 1) * shape.channels + from),
-        x(a.x + left * shape.channels + from), weight(a.weight + from), bias(a.bias ? a.bias + from : nullptr) {}
+      : shape(a.shape),
+        columns(columns),
+        left(a.shape.bounds[n]),
+        length(a.shape.bounds[n + 1] - left),
+        from(from),
+        width(width),
+        state(a.initial_state + n * (shape.taps - 1) * shape.channels + from),
+        x(a.x + left * shape.channels + from),
+        weight(a.weight + from),
+        bias(a.bias ? a.bias + from : nullptr) {}
 
   const T* row(int64_t s) const {  // of the stream
     return s < shape.taps - 1 ? state + s * shape.channels : x + (s - (shape.taps - 1)) * shape.channels;

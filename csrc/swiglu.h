@@ -28,9 +28,7 @@ struct SwigluBackwardArguments {
 
 }  // namespace longstream
 
-LONGSTREAM_KERNELS(
-  void swiglu(const SwigluArguments<float>& arguments, ParallelFor threads);
-  void swiglu(const SwigluArguments<double>& arguments, ParallelFor threads);
-  void swiglu_backward(const SwigluBackwardArguments<float>& arguments, ParallelFor threads);
-  void swiglu_backward(const SwigluBackwardArguments<double>& arguments, ParallelFor threads);
-)
+LONGSTREAM_KERNELS(void swiglu(const SwigluArguments<float>& arguments, ParallelFor threads);
+                   void swiglu(const SwigluArguments<double>& arguments, ParallelFor threads);
+                   void swiglu_backward(const SwigluBackwardArguments<float>& arguments, ParallelFor threads);
+                   void swiglu_backward(const SwigluBackwardArguments<double>& arguments, ParallelFor threads);)

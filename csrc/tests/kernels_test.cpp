@@ -1,6 +1,6 @@
-// The kernels without torch, for the sanitizers: awkward sizes, every instruction set of this processor, 1 to 3 threads,
-// memory of the exact size with nothing after it, results that are NaN until they are written. Answers are held against
-// plain loops in double, loosely: how many digits are right is what the tests in Python ask.
+// The kernels without torch, for the sanitizers: awkward sizes, every instruction set of this processor, 1 to 3
+// threads, memory of the exact size with nothing after it, results that are NaN until they are written. Answers are
+// held against plain loops in double, loosely: how many digits are right is what the tests in Python ask.
 //
 // Usage: kernels_test [isa ...]; without names, all that the processor has.
 #include <cmath>
@@ -19,6 +19,7 @@
 #include "../gates.h"
 #include "../gla.h"
 #include "../limits.h"
+#include "../long_conv.h"
 #include "../rms_norm.h"
 #include "../short_conv.h"
 #include "../swiglu.h"
@@ -51,13 +52,12 @@ void run_parallel(int64_t n, int64_t grain, RangeFunction function, void* contex
   for (std::thread& thread : threads) thread.join();
 }
 
-// n numbers at the end of an allocation: one step further is not ours. They start where torch's tensors do, at a multiple
-// of 64 bytes, or, as views do, one element after it.
+// n numbers at the end of an allocation: one step further is not ours. They start where torch's tensors do, at a
+// multiple of 64 bytes, or, as views do, one element after it.
 template <typename T>
 class Numbers {
  public:
-  explicit Numbers(int64_t n, T fill = std::numeric_limits<T>::quiet_NaN())
-      : count_(n) {
+  explicit Numbers(int64_t n, T fill = std::numeric_limits<T>::quiet_NaN()) : count_(n) {
     void* memory = nullptr;
     if (posix_memalign(&memory, 64, size_t(n + misaligned) * sizeof(T))) std::abort();
     memory_ = static_cast<T*>(memory);
@@ -185,25 +185,33 @@ void test_gla(int64_t N, int64_t T_, int64_t H, int64_t K, int64_t V, int64_t sp
   const auto run = [&] {
     Numbers<T> out(tokens * H * V), final(N * H * K * V), states(tokens / spacing * H * K * V);
     Numbers<T> scratch(workers * LONGSTREAM_PICK(gla_forward_scratch)(sizes));
-    GlaForward<T> forward{sizes, view(q, K), view(k, K), view(v, V), view(log_forget, K), initial, out, final, states, scratch};
+    GlaForward<T> forward{sizes,   view(q, K), view(k, K), view(v, V), view(log_forget, K),
+                          initial, out,        final,      states,     scratch};
     LONGSTREAM_PICK_AS(void (*)(const GlaForward<T>&), gla_forward)(forward);
 
     GlaSizes plain_sizes = sizes;  // a forward pass that keeps nothing
     plain_sizes.spacing = 0;
     Numbers<T> again(tokens * H * V), again_final(N * H * K * V);
     Numbers<T> other(workers * LONGSTREAM_PICK(gla_forward_scratch)(plain_sizes));
-    GlaForward<T> plain{plain_sizes, view(q, K), view(k, K), view(v, V), view(log_forget, K), initial, again, again_final, nullptr, other};
+    GlaForward<T> plain{plain_sizes, view(q, K), view(k, K),  view(v, V), view(log_forget, K),
+                        initial,     again,      again_final, nullptr,    other};
     LONGSTREAM_PICK_AS(void (*)(const GlaForward<T>&), gla_forward)(plain);
     if (out.size() && std::memcmp(out, again, size_t(out.size()) * sizeof(T))) fail("out", "depends on keeping states");
 
     Numbers<T> dq(q.size()), dk(k.size()), dv(v.size()), dlog(q.size()), dinitial(initial.size());
     Numbers<T> backward_scratch(workers * LONGSTREAM_PICK(gla_backward_scratch)(sizes));
-    GlaBackward<T> backward{sizes, view(q, K), view(k, K), view(v, V), view(log_forget, K), view(dout, V), initial, states,
-                            dfinal, dq, dk, dv, dlog, dinitial, backward_scratch};
+    GlaBackward<T> backward{
+        sizes, view(q, K), view(k, K), view(v, V), view(log_forget, K), view(dout, V), initial, states, dfinal, dq,
+        dk,    dv,         dlog,       dinitial,   backward_scratch};
     LONGSTREAM_PICK_AS(void (*)(const GlaBackward<T>&), gla_backward)(backward);
     Results<T> results;
-    for (const auto& result : {std::make_pair("out", &out), {"final", &final}, {"dq", &dq}, {"dk", &dk}, {"dv", &dv},
-                               {"dlog_forget", &dlog}, {"dinitial", &dinitial}}) {
+    for (const auto& result : {std::make_pair("out", &out),
+                               {"final", &final},
+                               {"dq", &dq},
+                               {"dk", &dk},
+                               {"dv", &dv},
+                               {"dlog_forget", &dlog},
+                               {"dinitial", &dinitial}}) {
       results.add(result.first, *result.second);
     }
     return results;
@@ -247,7 +255,13 @@ void test_gla(int64_t N, int64_t T_, int64_t H, int64_t K, int64_t V, int64_t sp
       }
     }
   }
-  check<T>(run, Exact{{{"out", out}, {"final", final}, {"dq", dq}, {"dk", dk}, {"dv", dv}, {"dlog_forget", dlog}, {"dinitial", dstate}}});
+  check<T>(run, Exact{{{"out", out},
+                       {"final", final},
+                       {"dq", dq},
+                       {"dk", dk},
+                       {"dv", dv},
+                       {"dlog_forget", dlog},
+                       {"dinitial", dstate}}});
 }
 
 // gated_scan
@@ -276,8 +290,18 @@ void test_gated_scan(const std::vector<int64_t>& bounds, int64_t D, bool is_comp
     Numbers<double> dtheta(N * D);
     const GatedScan<T> forward{shape, x, log_forget, initial, turn_given, out, final, past_cache};
     LONGSTREAM_PICK_AS(void (*)(const GatedScan<T>&, ParallelFor), gated_scan)(forward, run_parallel);
-    const GatedScanBackward<T> backward{shape, dout, dfinal, log_forget, initial, turn_given, out, dx, dlog, dinitial,
-                                        is_complex ? static_cast<double*>(dtheta) : nullptr, past_cache};
+    const GatedScanBackward<T> backward{shape,
+                                        dout,
+                                        dfinal,
+                                        log_forget,
+                                        initial,
+                                        turn_given,
+                                        out,
+                                        dx,
+                                        dlog,
+                                        dinitial,
+                                        is_complex ? static_cast<double*>(dtheta) : nullptr,
+                                        past_cache};
     LONGSTREAM_PICK_AS(void (*)(const GatedScanBackward<T>&, ParallelFor), gated_scan_backward)(backward, run_parallel);
     Results<T> results;
     results.add("out", out);
@@ -293,7 +317,8 @@ void test_gated_scan(const std::vector<int64_t>& bounds, int64_t D, bool is_comp
     return results;
   };
 
-  std::vector<double> out(size_t(x.size())), final = wide(initial), dx(size_t(x.size())), dlog(size_t(log_forget.size()));
+  std::vector<double> out(size_t(x.size())), final = wide(initial), dx(size_t(x.size())),
+                                             dlog(size_t(log_forget.size()));
   std::vector<double> dinitial = wide(dfinal), dtheta(size_t(N * D));
   for (int64_t n = 0; n < N; ++n) {
     for (int64_t d = 0; d < D; ++d) {
@@ -305,7 +330,8 @@ void test_gated_scan(const std::vector<int64_t>& bounds, int64_t D, bool is_comp
       const auto token = [&](int64_t step) { return bounds[size_t(n)] + (reverse ? length - 1 - step : step); };
       for (int64_t step = 0; step < length; ++step) {
         const int64_t t = token(step);
-        const double forget = std::exp(double(log_forget[t * D + d])), old[2] = {c * h[0] - s * h[1], s * h[0] + c * h[1]};
+        const double forget = std::exp(double(log_forget[t * D + d])),
+                     old[2] = {c * h[0] - s * h[1], s * h[0] + c * h[1]};
         for (int64_t p = 0; p < P; ++p) {
           turned.push_back(old[p]);
           h[p] = forget * old[p] + x[(t * P + p) * D + d];
@@ -325,7 +351,8 @@ void test_gated_scan(const std::vector<int64_t>& bounds, int64_t D, bool is_comp
         const double back[2] = {forget * (c * g[0] + s * g[1]), forget * (-s * g[0] + c * g[1])};
         g[0] = back[0], g[1] = is_complex ? back[1] : 0;
       }
-      for (int64_t p = 0; p < P; ++p) final[size_t((n * P + p) * D + d)] = h[p], dinitial[size_t((n * P + p) * D + d)] = g[p];
+      for (int64_t p = 0; p < P; ++p)
+        final[size_t((n * P + p) * D + d)] = h[p], dinitial[size_t((n * P + p) * D + d)] = g[p];
     }
   }
   Exact exact{{{"out", out}, {"final", final}, {"dx", dx}, {"dlog_forget", dlog}, {"dinitial", dinitial}}};
@@ -400,6 +427,161 @@ void test_short_conv(const std::vector<int64_t>& bounds, int64_t D, int64_t W, b
   check<T>(run, exact);
 }
 
+// long_conv
+
+// Rows (B, count, D) with a gap after each, from number `at` of a signal on.
+template <typename T>
+struct Signal {
+  int64_t D, at, count, stride;
+  Numbers<T> data;
+
+  Signal(int64_t B, int64_t at, int64_t count, int64_t D, int64_t gap, bool random)
+      : D(D), at(at), count(count), stride(D + gap), data(B * count > 0 ? (B * count - 1) * stride + D : 0) {
+    for (int64_t i = 0; random && i < data.size(); ++i) {
+      if (i % stride < D) data[i] = T(uniform(-1, 1));
+    }
+  }
+  T* row(int64_t i) { return static_cast<T*>(data) + i * stride; }
+  double number(int64_t b, int64_t n, int64_t d) const {  // zero outside
+    return at <= n && n < at + count ? double(data[(b * count + n - at) * stride + d]) : 0.0;
+  }
+  LongConvRows<T> rows() { return {count ? row(0) : nullptr, count * stride, stride, at, count}; }
+  LongConvRows<const T> const_rows() const {
+    return {count ? static_cast<const T*>(data) : nullptr, count * stride, stride, at, count};
+  }
+  Numbers<T> dense(int64_t B) {
+    Numbers<T> all(B * count * D);
+    for (int64_t i = 0; i < all.size(); ++i) all[i] = row(i / D)[i % D];
+    return all;
+  }
+};
+
+struct LongConvCase {
+  int64_t B, S, D, K, first, count, tail, skip_at, leaf, workers;  // skip_at < 0: no skip; leaf 0: sums as written
+  bool all_wishes = false;  // every choice of gradients, and of what they are gradients of
+};
+
+template <typename T>
+void test_long_conv(const LongConvCase& c) {
+  const int64_t B = c.B, S = c.S, D = c.D, K = c.K, first = c.first, meeting = S + K - 1;
+  const auto cut = [&](int64_t at, int64_t count) {  // numbers from there on of which not all are zero by themselves
+    return at + count < meeting ? count : meeting > at ? meeting - at : 0;
+  };
+  const int64_t counts[] = {cut(first, c.count), cut(first + c.count, c.tail)}, ats[] = {first, first + c.count};
+  const int64_t end = ats[1] + counts[1], needed[] = {meeting - first, K, S, first + c.count < meeting ? end : meeting};
+  FftSize size{0, 0, 0};
+  if (c.leaf) {
+    size = {c.leaf, 2, 16 * c.leaf};
+    for (int64_t numbers : needed) {
+      while (2 * size.M < numbers) size = {c.leaf, size.levels + 1, 4 * size.M};
+    }
+  }
+  const int64_t lanes = LONGSTREAM_PICK(long_conv_lanes)(sizeof(T));
+  const Signal<T> x(B, 0, S, D, 3, true);
+  const Signal<T> given[] = {Signal<T>(B, ats[0], counts[0], D, 0, true), Signal<T>(B, ats[1], counts[1], D, 2, true)};
+  const int64_t taps_stride = K + 2;
+  Numbers<T> taps((D - 1) * taps_stride + K), twiddles(c.leaf ? 6 * long_conv_nodes(size) : 0);
+  for (int64_t i = 0; i < taps.size(); ++i) {
+    if (i % taps_stride < K) taps[i] = T(uniform(-1, 1) / std::sqrt(double(K)));
+  }
+  const auto skip = signed_numbers<T>(D);
+  if (c.leaf) fill_long_conv_twiddles<T>(twiddles, long_conv_nodes(size));
+
+  LongConvArguments<T> common = {};
+  common.size = size, common.twiddles = twiddles, common.B = B, common.D = D, common.x = x.const_rows();
+  common.taps = taps, common.taps_stride = taps_stride, common.K = K, common.first = first;
+  if (c.skip_at >= 0) common.skip = skip, common.skip_at = c.skip_at;
+  common.parts = long_conv_parts(B, D, lanes), common.workers = c.workers;
+
+  using Wishes = std::vector<std::pair<int, int>>;  // bits of (d_x, d_taps, d_skip), of (d_out, d_tail)
+  Wishes wishes = {{7, 3}};
+  if (c.all_wishes) wishes = {{7, 3}, {1, 3}, {2, 3}, {4, 3}, {3, 1}, {5, 2}, {6, 1}, {7, 2}};
+  for (auto& wish : wishes) wish.first &= c.skip_at < 0 ? 3 : 7;
+  const auto run = [&] {
+    Results<T> results;
+    Numbers<T> spectrum(c.leaf ? long_conv_spectrum_size(size, D, lanes) : 0);
+    if (c.leaf) {
+      LongConvArguments<T> a = common;
+      a.scratch_stride = long_conv_spectrum_scratch(a, lanes);
+      Numbers<T> scratch(a.workers * a.scratch_stride);
+      a.scratch = scratch, a.parts = 1;
+      LONGSTREAM_PICK_AS(void (*)(const LongConvArguments<T>&, T*, ParallelFor), long_conv_spectrum)
+      (a, spectrum, run_parallel);
+    }
+    for (int kept = 0; kept <= (c.leaf ? 1 : 0); ++kept) {
+      Signal<T> out(B, ats[0], counts[0], D, 0, false), tail(B, ats[1], counts[1], D, 1, false);
+      LongConvArguments<T> a = common;
+      if (kept) a.spectrum = spectrum;
+      a.out[0] = out.rows(), a.out[1] = tail.rows();
+      a.scratch_stride = long_conv_forward_scratch(a, lanes);
+      Numbers<T> scratch(a.workers * a.scratch_stride);
+      a.scratch = scratch;
+      LONGSTREAM_PICK_AS(void (*)(const LongConvArguments<T>&, ParallelFor), long_conv_forward)(a, run_parallel);
+      results.add("out", out.dense(B));
+      results.add("tail", tail.dense(B));
+    }
+    for (const auto& wish : wishes) {
+      Signal<T> dx(B, 0, S, D, 1, false);
+      Numbers<T> dtaps(common.parts * D * K), dskip(common.parts * D);
+      LongConvArguments<T> a = common;
+      for (int i = 0; i < 2; ++i) {
+        if (wish.second >> i & 1) a.d_out[i] = given[i].const_rows();
+      }
+      if (wish.first & 1) a.d_x = dx.rows();
+      if (wish.first & 2) a.d_taps = dtaps;
+      if (wish.first & 4) a.d_skip = dskip;
+      a.scratch_stride = long_conv_backward_scratch(a, lanes);
+      Numbers<T> scratch(a.workers * a.scratch_stride);
+      a.scratch = scratch;
+      LONGSTREAM_PICK_AS(void (*)(const LongConvArguments<T>&, ParallelFor), long_conv_backward)(a, run_parallel);
+      if (wish.first & 1) results.add("d_x", dx.dense(B));
+      if (wish.first & 2) results.add("d_taps", dtaps, D * K);
+      if (wish.first & 4) results.add("d_skip", dskip, D);
+    }
+    return results;
+  };
+
+  const auto tap = [&](int64_t d, int64_t k) { return 0 <= k && k < K ? double(taps[d * taps_stride + k]) : 0.0; };
+  std::vector<double> outs[2];
+  for (int i = 0; i < 2; ++i) {
+    for (int64_t bn = 0; bn < B * counts[i]; ++bn) {
+      const int64_t b = bn / counts[i], n = ats[i] + bn % counts[i];
+      for (int64_t d = 0; d < D; ++d) {
+        double y = i == 0 && c.skip_at >= 0 ? double(skip[d]) * x.number(b, n - first + c.skip_at, d) : 0.0;
+        for (int64_t s = n < K ? 0 : n - K + 1; s < S && s <= n; ++s) y += tap(d, n - s) * x.number(b, s, d);
+        outs[i].push_back(y);
+      }
+    }
+  }
+  Exact exact;
+  for (int kept = 0; kept <= (c.leaf ? 1 : 0); ++kept) {
+    exact.all.emplace_back("out", outs[0]);
+    exact.all.emplace_back("tail", outs[1]);
+  }
+  for (const auto& wish : wishes) {
+    std::vector<double> dx(size_t(B * S * D)), dtaps(size_t(D * K)), dskip(size_t(D), 0.0);
+    for (int i = 0; i < 2; ++i) {
+      for (int64_t bn = 0; (wish.second >> i & 1) && bn < B * counts[i]; ++bn) {
+        const int64_t b = bn / counts[i], n = ats[i] + bn % counts[i], beside = n - first + c.skip_at;
+        for (int64_t d = 0; d < D; ++d) {
+          const double g = given[i].number(b, n, d);
+          for (int64_t s = n < K ? 0 : n - K + 1; s < S && s <= n; ++s) {
+            dx[size_t((b * S + s) * D + d)] += g * tap(d, n - s);
+            dtaps[size_t(d * K + n - s)] += g * x.number(b, s, d);
+          }
+          if (i == 1 || beside >= S) continue;
+          dskip[size_t(d)] += g * x.number(b, beside, d);
+          if (c.skip_at >= 0) dx[size_t((b * S + beside) * D + d)] += g * skip[d];
+        }
+      }
+    }
+    if (wish.first & 1) exact.all.emplace_back("d_x", dx);
+    if (wish.first & 2) exact.all.emplace_back("d_taps", dtaps);
+    if (wish.first & 4) exact.all.emplace_back("d_skip", dskip);
+  }
+  check<T>(run, exact);
+}
+
 // Forget gates, norms and SwiGLU: element by element, with sums over rows for what the rows share.
 
 template <typename T>
@@ -409,9 +591,9 @@ void test_gates(int64_t rows, int64_t D, bool bounded, bool with_candidate) {
   for (int64_t i = 0; i < count; ++i) z[i] = T(uniform(-9, 9));
   for (int64_t d = 0; d < D; ++d) bound[d] = T(uniform(0, 1)), complement[d] = T(1) - bound[d];
   const auto candidate = signed_numbers<T>(count), d_log = signed_numbers<T>(count), d_input = signed_numbers<T>(count);
-  const T *bound_given = bounded ? static_cast<const T*>(bound) : nullptr;
-  const T *complement_given = bounded ? static_cast<const T*>(complement) : nullptr;
-  const T *candidate_given = with_candidate ? static_cast<const T*>(candidate) : nullptr;
+  const T* bound_given = bounded ? static_cast<const T*>(bound) : nullptr;
+  const T* complement_given = bounded ? static_cast<const T*>(complement) : nullptr;
+  const T* candidate_given = with_candidate ? static_cast<const T*>(candidate) : nullptr;
 
   const auto run = [&] {
     Numbers<T> log_forget(count), input(count), dz(count), dcandidate(with_candidate ? count : 0);
@@ -424,8 +606,12 @@ void test_gates(int64_t rows, int64_t D, bool bounded, bool with_candidate) {
       bounded ? static_cast<T*>(dbound) : nullptr, bounded ? static_cast<T*>(dcomplement) : nullptr},
      run_parallel);
     Results<T> results;
-    for (const auto& result : {std::make_pair("log_forget", &log_forget), {"input_gate", &input}, {"d_z", &dz},
-                               {"d_candidate", &dcandidate}, {"d_bound", &dbound}, {"d_complement", &dcomplement}}) {
+    for (const auto& result : {std::make_pair("log_forget", &log_forget),
+                               {"input_gate", &input},
+                               {"d_z", &dz},
+                               {"d_candidate", &dcandidate},
+                               {"d_bound", &dbound},
+                               {"d_complement", &dcomplement}}) {
       results.add(result.first, *result.second);
     }
     return results;
@@ -452,18 +638,25 @@ void test_gates(int64_t rows, int64_t D, bool bounded, bool with_candidate) {
     return results;
   };
   for (size_t d = 0; d < dbound.size(); ++d) dbound[d] -= dcomplement[d], dcomplement[d] = 0;
-  check<T>([&] { return joined(run()); }, Exact{{{"log_forget", log_forget}, {"input_gate", input}, {"d_z", dz},
-                                                  {"d_candidate", dcandidate}, {"d_bound", dbound}, {"d_complement", dcomplement}}});
+  check<T>([&] { return joined(run()); }, Exact{{{"log_forget", log_forget},
+                                                 {"input_gate", input},
+                                                 {"d_z", dz},
+                                                 {"d_candidate", dcandidate},
+                                                 {"d_bound", dbound},
+                                                 {"d_complement", dcomplement}}});
 }
 
 template <typename T>
 void test_rms_norm(int64_t rows, int64_t D, bool weighted, bool gated) {
   const int64_t count = rows * D;
   const double eps = 1e-5;
-  const auto x = signed_numbers<T>(count), weight = signed_numbers<T>(D), gate = signed_numbers<T>(count), dy = signed_numbers<T>(count);
-  const T *weight_given = weighted ? static_cast<const T*>(weight) : nullptr, *gate_given = gated ? static_cast<const T*>(gate) : nullptr;
+  const auto x = signed_numbers<T>(count), weight = signed_numbers<T>(D), gate = signed_numbers<T>(count),
+             dy = signed_numbers<T>(count);
+  const T *weight_given = weighted ? static_cast<const T*>(weight) : nullptr,
+          *gate_given = gated ? static_cast<const T*>(gate) : nullptr;
   const auto run = [&] {
-    Numbers<T> y(count), dx(count), dgate(gated ? count : 0), partial(weighted ? block_count(rows) * D : 0), dweight(weighted ? D : 0);
+    Numbers<T> y(count), dx(count), dgate(gated ? count : 0), partial(weighted ? block_count(rows) * D : 0),
+        dweight(weighted ? D : 0);
     LONGSTREAM_PICK_AS(void (*)(const RmsNormArguments<T>&, ParallelFor), rms_norm)
     ({rows, D, eps, x, weight_given, gate_given, y}, run_parallel);
     LONGSTREAM_PICK_AS(void (*)(const RmsNormBackwardArguments<T>&, ParallelFor), rms_norm_backward)
@@ -484,7 +677,8 @@ void test_rms_norm(int64_t rows, int64_t D, bool weighted, bool gated) {
     std::vector<double> g;  // the gradient of x * scale
     for (int64_t d = 0; d < D; ++d) {
       const int64_t i = row * D + d;
-      const double w = weighted ? double(weight[d]) : 1.0, a = gated ? gate[i] * sigmoid(gate[i]) : 1.0, normed = x[i] * scale;
+      const double w = weighted ? double(weight[d]) : 1.0, a = gated ? gate[i] * sigmoid(gate[i]) : 1.0,
+                   normed = x[i] * scale;
       y[size_t(i)] = w * normed * a;
       if (gated) dgate[size_t(i)] = dy[i] * w * normed * sigmoid(gate[i]) * (1 + gate[i] * (1 - sigmoid(gate[i])));
       if (weighted) dweight[size_t(d)] += dy[i] * a * normed;
@@ -529,10 +723,10 @@ std::string name(const char* op, Values... values) {
   return text + (misaligned ? " misaligned" : "");
 }
 
-#define RUN(function, ...)                                   \
-  do {                                                       \
-    now = base + name(#function, __VA_ARGS__);               \
-    function<T>(__VA_ARGS__);                                \
+#define RUN(function, ...)                     \
+  do {                                         \
+    now = base + name(#function, __VA_ARGS__); \
+    function<T>(__VA_ARGS__);                  \
   } while (0)
 
 template <typename T>
@@ -550,7 +744,8 @@ void test_all(const std::string& base) {
   test_gla<T>(7, 0, 2, 6, 19, 64, 4, {0, 0, 5, 6, 6, 71, 201, 201});
 
   const bool past_cache = !misaligned;  // is for outputs, which are new tensors, aligned as torch aligns
-  for (const std::vector<int64_t>& bounds : {std::vector<int64_t>{0, 0}, {0, 1}, {0, 67}, {0, 65, 130, 195}, {0, 0, 5, 6, 6, 71, 80, 80}}) {
+  for (const std::vector<int64_t>& bounds :
+       {std::vector<int64_t>{0, 0}, {0, 1}, {0, 67}, {0, 65, 130, 195}, {0, 0, 5, 6, 6, 71, 80, 80}}) {
     for (int64_t D : {1, 3, 8, 17, 70}) {
       for (int variant = 0; variant < 8; ++variant) {
         now = base + name("test_gated_scan", int(bounds.back()), D, variant);
@@ -569,6 +764,23 @@ void test_all(const std::string& base) {
   test_gated_scan<T>({0, 2500, 5000}, 16, false, true, past_cache);
   now = base + "test_short_conv of a long row";
   test_short_conv<T>({0, 3001, 6000}, 21, 4, true, true);
+
+  for (int64_t leaf : {0, 1, 2, 3, 5, 6, 10}) {
+    // B, S, D, K, first, count, tail, skip_at
+    const LongConvCase cases[] = {
+        {1, 1, 1, 1, 0, 1, 0, 0, leaf, 1},       {2, 1, 3, 4, 0, 1, 1, 0, leaf, 2},
+        {3, 7, 5, 7, 0, 7, 7, 0, leaf, 3, true}, {2, 33, 17, 20, 0, 33, 33, 0, leaf, 2},
+        {9, 40, 3, 40, 0, 40, 40, -1, leaf, 3},  {2, 31, 9, 64, 33, 31, 0, 0, leaf, 3, true},
+        {1, 200, 33, 77, 50, 60, 0, 9, leaf, 2}, {2, 64, 19, 128, 64, 64, 0, -1, leaf, 3},
+        {1, 129, 16, 9, 0, 129, 8, 0, leaf, 4},
+    };
+    for (const LongConvCase& c : cases) {
+      now = base + name("test_long_conv", c.B, c.S, c.D, c.K, c.first, c.count, c.tail, c.skip_at, c.leaf);
+      test_long_conv<T>(c);
+    }
+  }
+  now = base + "test_long_conv of a long row";
+  test_long_conv<T>({1, 3000, 3, 2900, 0, 3000, 3000, 0, misaligned ? 6 : 1, 2});
 
   for (int64_t D : {1, 5, 16, 37, 130}) {
     for (int64_t rows : {0, 1, 64, 65, 400}) {

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LIBRARY = Path(__file__).resolve().parents[1] / "longstream_kernels.so"
+OPS = ("forget_gate", "gated_scan", "gla", "long_conv", "multiply_adds", "rms_norm", "short_conv", "swiglu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -19,6 +20,8 @@ def _load() -> str | None:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
         return f"{LIBRARY.name} does not load: {error}"
+    if absent := [name for name in OPS if not hasattr(torch.ops.longstream, name)]:
+        return f"{LIBRARY.name} is not of this version, without {', '.join(absent)}: install longstream again"
     return None
 
 

@@ -139,3 +139,14 @@ def test_a_failing_backend_is_not_replaced(op, backend, monkeypatch):
     with pytest.raises(RuntimeError) as error:
         call(op, backend)
     assert error.value is broken
+
+
+def test_a_library_that_is_absent_broken_or_of_another_version_is_said_in_words(tmp_path, monkeypatch):
+    assert _native._load() == _native.MISSING
+    if _native.MISSING is None:
+        monkeypatch.setattr(_native, "OPS", ("gla", "not_an_op_yet"))
+        assert "without not_an_op_yet: install longstream again" in str(_native._load())
+    monkeypatch.setattr(_native, "LIBRARY", tmp_path / "kernels.so")
+    assert "not compiled" in str(_native._load())
+    (tmp_path / "kernels.so").write_text("not a library")
+    assert "kernels.so does not load" in str(_native._load())

@@ -15,13 +15,8 @@ def gla(
     """See `longstream.ops.gla`; ``bounds`` are the checked cu_seqlens."""
     cu_seqlens = None if bounds is None else torch.tensor(bounds, dtype=torch.int64)
     inputs = (q, k, v, log_forget, initial_state)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        out, last, _ = torch.ops.longstream.gla(*inputs, cu_seqlens, _spacing(q.shape[3], v.shape[3]))
-    elif torch.compiler.is_compiling():
-        out, last, _ = torch.ops.longstream.gla(*inputs, cu_seqlens, 0)
-    else:
-        with torch._C._AutoDispatchBelowAutograd():  # a decoding step would spend its time in autograd's registration
-            out, last, _ = torch.ops.longstream.gla(*inputs, cu_seqlens, 0)
+    spacing = _spacing(q.shape[3], v.shape[3]) if _native.wants_gradient(*inputs) else 0
+    out, last, _ = _native.call(torch.ops.longstream.gla.default, *inputs, cu_seqlens, spacing)
     return out, last
 
 
@@ -71,13 +66,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 
 def _backward(ctx: Any, dout: Tensor, dlast: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError("gla: backend 'native' has first derivatives only; use backend='reference' for more")
     *given, states = ctx.saved_tensors
     return *torch.ops.longstream.gla_backward(*given, ctx.spacing, states, dout, dlast), None, None
 
 
-if _native.MISSING is None:
-    torch.library.register_fake("longstream::gla", _fake)
-    torch.library.register_fake("longstream::gla_backward", _fake_backward)
-    torch.library.register_autograd("longstream::gla", _backward, setup_context=_setup)
+_native.register("gla", _fake, _fake_backward, _setup, _backward, more="reference")

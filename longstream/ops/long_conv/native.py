@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from longstream.ops import _native
 from longstream.ops.long_conv import torch as tiles
@@ -77,22 +76,7 @@ def _sums(
     if isinstance(filters, LongConvFilters) and leaf:
         spectrum = _kept(filters, taps, left, right, leaf, levels)
     op, numbers = torch.ops.longstream.long_conv.default, (first, count, tail, skip_at - begin, leaf, levels)
-    if torch.compiler.is_compiling() or _wants_gradient(x, taps, skip):
-        return op(x, taps, spectrum, skip, *numbers)
-    with torch._C._AutoDispatchBelowAutograd():  # most of the time of a short call
-        return op(x, taps, spectrum, skip, *numbers)
-
-
-def _wants_gradient(*tensors: Tensor | None) -> bool:
-    if forward_ad._current_level >= 0:
-        raise RuntimeError(_ONLY_FIRST)
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
-
-
-_ONLY_FIRST = (
-    "long_conv, long_conv_two_sided: backend 'native' has first derivatives only, by the backward pass; use"
-    " backend='torch' or backend='reference' for more"
-)
+    return _native.call(op, x, taps, spectrum, skip, *numbers)
 
 
 def _size(least: int) -> tuple[int, int]:
@@ -118,51 +102,47 @@ def _kept(filters: LongConvFilters, taps: Tensor, left: int, right: int, leaf: i
     return None if kept is None else kept.view(taps.dtype)
 
 
-if _native.MISSING is None:
+def _fake(
+    x: Tensor,
+    taps: Tensor,
+    spectrum: Tensor | None,
+    skip: Tensor | None,
+    first: int,
+    count: int,
+    tail: int,
+    *_: int,
+) -> tuple[Tensor, Tensor]:
+    B, D = x.shape[0], x.shape[2]
+    return x.new_empty(B, count, D), x.new_empty(B, tail, D)
 
-    @torch.library.register_fake("longstream::long_conv")
-    def _(
-        x: Tensor,
-        taps: Tensor,
-        spectrum: Tensor | None,
-        skip: Tensor | None,
-        first: int,
-        count: int,
-        tail: int,
-        *_: int,
-    ) -> tuple[Tensor, Tensor]:
-        B, D = x.shape[0], x.shape[2]
-        return x.new_empty(B, count, D), x.new_empty(B, tail, D)
 
-    @torch.library.register_fake("longstream::long_conv_backward")
-    def _(
-        x: Tensor, taps: Tensor, skip: Tensor | None, d_out: Tensor | None, d_tail: Tensor | None, *numbers: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wants_x, wants_taps, wants_skip = numbers[-3:]
-        B, S, D = x.shape
-        d_x = x.new_empty(B if wants_x else 0, S, D)
-        d_taps = taps.new_empty(taps.shape) if wants_taps else taps.new_empty(0, *taps.shape)
-        return d_x, d_taps, x.new_empty(D) if wants_skip else x.new_empty(0, D)
+def _fake_backward(
+    x: Tensor, taps: Tensor, skip: Tensor | None, d_out: Tensor | None, d_tail: Tensor | None, *numbers: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    wants_x, wants_taps, wants_skip = numbers[-3:]
+    B, S, D = x.shape
+    d_x = x.new_empty(B if wants_x else 0, S, D)
+    d_taps = taps.new_empty(taps.shape) if wants_taps else taps.new_empty(0, *taps.shape)
+    return d_x, d_taps, x.new_empty(D) if wants_skip else x.new_empty(0, D)
 
-    def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, taps, _, skip, *numbers = inputs
-        ctx.save_for_backward(x, taps, skip)
-        ctx.set_materialize_grads(False)
-        ctx.numbers = numbers
 
-    def _backward(ctx: Any, d_out: Tensor | None, d_tail: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, taps, skip = ctx.saved_tensors
-        wants_x, wants_taps, _, wants_skip = ctx.needs_input_grad[:4]
-        if d_out is None and d_tail is None:
-            return (None,) * 10
-        d_x, d_taps, d_skip = torch.ops.longstream.long_conv_backward(
-            x, taps, skip, d_out, d_tail, *ctx.numbers, wants_x, wants_taps, wants_skip
-        )
-        found = d_x if wants_x else None, d_taps if wants_taps else None, None, d_skip if wants_skip else None
-        return *found, *(None,) * 6
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, taps, _, skip, *numbers = inputs
+    ctx.save_for_backward(x, taps, skip)
+    ctx.set_materialize_grads(False)
+    ctx.numbers = numbers
 
-    def _refuse(ctx: Any, *_: Tensor | None) -> None:
-        raise RuntimeError(_ONLY_FIRST)
 
-    torch.library.register_autograd("longstream::long_conv", _backward, setup_context=_keep)
-    torch.library.register_autograd("longstream::long_conv_backward", _refuse)
+def _backward(ctx: Any, d_out: Tensor | None, d_tail: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, taps, skip = ctx.saved_tensors
+    wants_x, wants_taps, _, wants_skip = ctx.needs_input_grad[:4]
+    if d_out is None and d_tail is None:
+        return (None,) * 10
+    d_x, d_taps, d_skip = torch.ops.longstream.long_conv_backward(
+        x, taps, skip, d_out, d_tail, *ctx.numbers, wants_x, wants_taps, wants_skip
+    )
+    found = d_x if wants_x else None, d_taps if wants_taps else None, None, d_skip if wants_skip else None
+    return *found, *(None,) * 6
+
+
+_native.register("long_conv", _fake, _fake_backward, _keep, _backward, who="long_conv, long_conv_two_sided")
