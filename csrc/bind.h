@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <vector>
 
 #include "isa.h"
 #include "parallel.h"
@@ -52,6 +53,19 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shap
   Tensor x = torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()));
   ask_for_large_pages(x);
   return x;
+}
+
+// Where each sequence begins among all tokens of all rows, and the end; `bounds` empty: each row is one sequence.
+inline std::vector<int64_t> token_bounds(const std::vector<int64_t>& bounds, int64_t B, int64_t T) {
+  std::vector<int64_t> result = bounds;
+  if (bounds.empty()) {
+    for (int64_t b = 0; b <= B; ++b) result.push_back(b * T);
+    return result;
+  }
+  bool rises = B == 1 && bounds.front() == 0 && bounds.back() == T;
+  for (size_t n = 1; n < bounds.size(); ++n) rises = rises && bounds[n - 1] <= bounds[n];
+  STD_TORCH_CHECK(rises, "longstream: wrong bounds");
+  return result;
 }
 
 // Calls f with a float or a double, as the dtype is.

@@ -13,19 +13,6 @@ namespace {
 // Tensors larger than this in sum are gone from the cache before they are read again.
 constexpr int64_t kCacheBytes = int64_t(1) << 25;
 
-// Where each sequence begins among all tokens of all rows, and the end; `bounds` empty: each row is one sequence.
-std::vector<int64_t> token_bounds(const std::vector<int64_t>& bounds, int64_t B, int64_t T) {
-  std::vector<int64_t> result = bounds;
-  if (bounds.empty()) {
-    for (int64_t b = 0; b <= B; ++b) result.push_back(b * T);
-    return result;
-  }
-  bool rises = B == 1 && bounds.front() == 0 && bounds.back() == T;
-  for (size_t n = 1; n < bounds.size(); ++n) rises = rises && bounds[n - 1] <= bounds[n];
-  STD_TORCH_CHECK(rises, "longstream: wrong bounds");
-  return result;
-}
-
 // cos and sin in float64, each as a number of type T and what rounding to it took.
 template <typename T>
 std::optional<Tensor> turns(const std::optional<Tensor>& theta, int64_t D) {

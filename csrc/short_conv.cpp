@@ -9,19 +9,6 @@
 namespace longstream {
 namespace {
 
-// Where each sequence begins among all tokens of all rows, and the end; `bounds` empty: each row is one sequence.
-std::vector<int64_t> token_bounds(const std::vector<int64_t>& bounds, int64_t B, int64_t T) {
-  std::vector<int64_t> result = bounds;
-  if (bounds.empty()) {
-    for (int64_t b = 0; b <= B; ++b) result.push_back(b * T);
-    return result;
-  }
-  bool rises = B == 1 && bounds.front() == 0 && bounds.back() == T;
-  for (size_t n = 1; n < bounds.size(); ++n) rises = rises && bounds[n - 1] <= bounds[n];
-  STD_TORCH_CHECK(rises, "longstream: wrong bounds");
-  return result;
-}
-
 // What both directions are given: weight is (W, D).
 template <typename T, typename Arguments>
 void fill(Arguments& a, const std::vector<int64_t>& tokens, const Tensor& x, const Tensor& weight,
