@@ -51,7 +51,7 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
 
 def wants_gradient(*arguments: Any) -> bool:
     """Whether a call on these is to be recorded; what is no tensor does not count."""
-    return torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
 
 
 def register(
