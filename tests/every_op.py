@@ -234,3 +234,17 @@ def samples(B=2, T=67, gates="wide", dtype=torch.float32, **more) -> dict[str, C
 
 
 KINDS = list(samples())
+
+
+ONE_OF_EACH = [kind for kind in KINDS if " " not in kind]  # one kind an op
+
+
+def assert_same_bits(got, expected):
+    assert list(got) == list(expected)
+    for name, value in got.items():
+        assert torch.equal(value, expected[name]), f"{name}: {int((value != expected[name]).sum())} differ"
+
+
+def place(tensor):
+    """A number in the middle, in an odd channel, the same for every backend."""
+    return int(np.ravel_multi_index([(size - 1) // 2 for size in tensor.shape], tensor.shape)) if tensor.numel() else 0
