@@ -1,7 +1,7 @@
 // The recurrence as a walk over time, vector lanes over channels, a block of channels of one sequence per task.
 #include "gated_scan.h"
 
-#include "simd.h"
+#include "columns.h"
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -86,32 +86,6 @@ struct Turn {
   }
 };
 
-// How a vector of columns is read and written: whole vectors, or what is left of a row.
-struct Whole {
-  template <typename T>
-  Vector<T> read(const T* from) const {
-    return load(from);
-  }
-  template <typename T>
-  void write(T* to, Vector<T> x) const {
-    store(to, x);
-  }
-  static void finish() {}
-};
-
-struct Rest {
-  int64_t count;
-  template <typename T>
-  Vector<T> read(const T* from) const {
-    return load_part(from, count);
-  }
-  template <typename T>
-  void write(T* to, Vector<T> x) const {
-    store_part(to, x, count);
-  }
-  static void finish() {}
-};
-
 struct Around : Whole {  // around the cache: to aligned addresses
 #if defined(__AVX512F__)
   static void write(float* to, Vector<float> x) { _mm512_stream_ps(to, x); }
@@ -124,10 +98,6 @@ struct Around : Whole {  // around the cache: to aligned addresses
 #endif
 };
 
-constexpr int64_t kWidth = 512;  // of a block, in channels
-// Narrower blocks until there are so many tasks. Past the cache only whole rows are read at full speed: of rows of 512,
-// blocks of 64 channels took 6 times as long, and blocks of 256 twice as long.
-constexpr int64_t kLeastWidth = 64, kTasks = 8, kLeastWidthPastCache = 256, kTasksPastCache = 2;
 constexpr int64_t kGrain = 32768;  // gates for which a second thread is worth waking
 constexpr int64_t kAhead = 8;      // rows to fetch before they are needed: 1.5 to 2 times as fast past the cache
 constexpr int kSumSteps = 64;      // terms of dtheta added in T before they go to float64
@@ -235,29 +205,18 @@ struct Backward {
   }
 };
 
-// Every sequence, every block of channels. Channels know nothing of one another, so no result depends on the blocks.
 template <typename T, int parts, template <typename, int, typename> class Walk, typename Arguments>
 void run_blocks(const Arguments& a, ParallelFor threads) {
-  const int64_t N = a.shape.sequences, D = a.shape.channels, rest = D % kLanes<T>, whole = D - rest;
-  if (N == 0 || D == 0) return;
-  const bool past_cache = a.past_cache;
-  const int64_t least = past_cache ? kLeastWidthPastCache : kLeastWidth, tasks = past_cache ? kTasksPastCache : kTasks;
-  int64_t width = kWidth;
-  while (width > least && N * ((whole + width - 1) / width) < tasks) width /= 2;
-  const int64_t blocks = (whole + width - 1) / width + (rest > 0);
-  const int64_t gates = (a.shape.bounds[N] - a.shape.bounds[0]) * D / (N * blocks);
-  const bool around = a.past_cache && rest == 0;
-  parallel_for(threads, N * blocks, 1 + kGrain / (1 + gates), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {  // block after block, so that unequal sequences share out well
-      const int64_t from = task / N * width, n = task % N;
-      if (from >= whole) {
-        Walk<T, parts, Rest>{a, {rest}}.run(n, whole, rest);
-        continue;
-      }
-      const int64_t columns = whole - from < width ? whole - from : width;
-      around ? Walk<T, parts, Around>{a, {}}.run(n, from, columns) : Walk<T, parts, Whole>{a, {}}.run(n, from, columns);
-    }
-  });
+  const ScanShape& shape = a.shape;
+  const bool around = a.past_cache && shape.channels % kLanes<T> == 0;
+  walk_blocks<T>(shape.sequences, shape.channels, shape.bounds, a.past_cache, kGrain, threads,
+                 [&](auto columns, int64_t n, int64_t from, int64_t width) {
+                   if (around) {
+                     Walk<T, parts, Around>{a, {}}.run(n, from, width);
+                   } else {
+                     Walk<T, parts, decltype(columns)>{a, columns}.run(n, from, width);
+                   }
+                 });
 }
 
 template <template <typename, int, typename> class Walk, typename T, typename Arguments>

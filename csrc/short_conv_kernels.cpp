@@ -1,42 +1,14 @@
 // Tiles of a few tokens by one vector of channels; a block of channels of one sequence per task.
 #include "short_conv.h"
 
-#include "simd.h"
+#include "columns.h"
 
 namespace longstream::LONGSTREAM_ISA {
 namespace {
 
-constexpr int kTile = 8;         // tokens: as many sums stay in registers
-constexpr int64_t kWidth = 512;  // of a block, in channels
-// Narrower blocks until there are so many tasks. Past the cache only whole rows are read at full speed: of rows of 512,
-// blocks of 64 channels took 6 times as long, and blocks of 256 twice as long.
-constexpr int64_t kLeastWidth = 64, kTasks = 8, kLeastWidthPastCache = 256, kTasksPastCache = 2;
+constexpr int kTile = 8;                           // tokens: as many sums stay in registers
 constexpr int64_t kCacheBytes = int64_t(1) << 23;  // with as much for each result, more than the cache holds
 constexpr int64_t kGrain = 65536;                  // numbers for which a second thread is worth waking
-
-// How a vector of columns is read and written: whole vectors, or what is left of a row.
-struct Whole {
-  template <typename T>
-  Vector<T> read(const T* from) const {
-    return load(from);
-  }
-  template <typename T>
-  void write(T* to, Vector<T> x) const {
-    store(to, x);
-  }
-};
-
-struct Rest {
-  int64_t count;
-  template <typename T>
-  Vector<T> read(const T* from) const {
-    return load_part(from, count);
-  }
-  template <typename T>
-  void write(T* to, Vector<T> x) const {
-    store_part(to, x, count);
-  }
-};
 
 // A sequence: its stream, its taps and the columns of a task.
 template <typename T, typename Columns>
@@ -201,27 +173,14 @@ struct Backward {
   }
 };
 
-// Every sequence, every block of channels. Channels know nothing of one another, so no result depends on the blocks.
 template <typename T, template <typename, typename> class Walk, typename Arguments>
 void run_blocks(const Arguments& a, ParallelFor threads) {
-  const int64_t N = a.shape.sequences, D = a.shape.channels, rest = D % kLanes<T>, whole = D - rest;
-  if (N == 0 || D == 0) return;
-  const bool past_cache = a.shape.bounds[N] * D * int64_t(sizeof(T)) > kCacheBytes;
-  const int64_t least = past_cache ? kLeastWidthPastCache : kLeastWidth, tasks = past_cache ? kTasksPastCache : kTasks;
-  int64_t width = kWidth;
-  while (width > least && N * ((whole + width - 1) / width) < tasks) width /= 2;
-  const int64_t blocks = (whole + width - 1) / width + (rest > 0);
-  const int64_t numbers = (a.shape.bounds[N] - a.shape.bounds[0]) * D / (N * blocks);
-  parallel_for(threads, N * blocks, 1 + kGrain / (1 + numbers), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {  // block after block, so that unequal sequences share out well
-      const int64_t from = task / N * width, n = task % N;
-      if (from >= whole) {
-        Walk<T, Rest>{a, {rest}}.run(n, whole, rest);
-      } else {
-        Walk<T, Whole>{a, {}}.run(n, from, whole - from < width ? whole - from : width);
-      }
-    }
-  });
+  const auto& shape = a.shape;
+  const bool past_cache = shape.bounds[shape.sequences] * shape.channels * int64_t(sizeof(T)) > kCacheBytes;
+  walk_blocks<T>(shape.sequences, shape.channels, shape.bounds, past_cache, kGrain, threads,
+                 [&](auto columns, int64_t n, int64_t from, int64_t width) {
+                   Walk<T, decltype(columns)>{a, columns}.run(n, from, width);
+                 });
 }
 
 }  // namespace
