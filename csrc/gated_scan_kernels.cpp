@@ -26,9 +26,10 @@ struct Gate {
     x = x > C::most ? broadcast<T>(C::most) : x;
     const Vector<T> shift = broadcast<T>(C::shift), shifted = x * C::log2e + shift, n = shifted - shift;
     const Vector<T> r = (x - n * C::ln2_high) - n * C::ln2_low;
-    Vector<T> sum = broadcast<T>(1);
+    constexpr InverseFactorials<T> inverse_factorial;
+    Vector<T> sum = broadcast<T>(inverse_factorial.of[C::terms]);  // (exp(r) - 1) / r
 #pragma GCC unroll 16
-    for (int term = C::terms; term > 1; --term) sum = sum * r * (T(1) / T(term)) + T(1);
+    for (int i = C::terms - 1; i > 0; --i) sum = sum * r + inverse_factorial.of[i];
     const Ints whole = bits_of(shifted) - bits_of(shift), half = whole >> 1;
     const Vector<T> first = power_of_2(half), second = power_of_2(whole - half);
     near_one = whole == 0;
