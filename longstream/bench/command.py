@@ -97,6 +97,8 @@ def make_plan(args: argparse.Namespace):  # noqa: ANN201 - its type is imported 
     quick = args.quick
     lengths = _numbers("--lengths", args.lengths) or (registry.QUICK_LENGTHS if quick else registry.LENGTHS)
     batches = _numbers("--batch", args.batch) or (registry.QUICK_BATCHES if quick else registry.BATCHES)
+    if args.lengths and max(lengths) * min(batches) > registry.MOST_TOKENS:
+        raise ValueError(f"--lengths times --batch must be at most {registry.MOST_TOKENS:,} tokens, got {args.lengths}")
     here = len(cpus())
     threads = _numbers("--threads", args.threads) or ([here] if quick or args.what == "figures" else {here: 0, 1: 0})
     if max(threads) > here:

@@ -109,13 +109,20 @@ def _time(ms: float) -> str:
 
 
 def _label(axes: Any, ends: Mapping[str, tuple[tuple[int, float], str]], right: int) -> None:
-    """Names in a column right of the lines, as near to their ends as they fit without touching, and a hair to each."""
+    """Names in a column right of the lines, as near to their ends as they fit without touching, and a hair to each.
+
+    A line that ends before the others has its name at its end: a hair from there would cross them.
+    """
+    for name, (point, color) in ends.items():
+        if point[0] < right:
+            axes.annotate(
+                name, xy=point, xytext=(7, 0), textcoords="offset points", color=color, fontsize=8.5, va="center"
+            )
+    ends = {name: end for name, end in ends.items() if end[0][0] == right}
     low, high = (math.log10(y) for y in axes.get_ylim())
     order = sorted(ends, key=lambda name: ends[name][0][1])
     wanted = [(math.log10(ends[name][0][1]) - low) / (high - low) for name in order]
-    runs: list[
-        tuple[float, int]
-    ] = []  # of names that touch: the mean of their places, less their distances, and how many
+    runs: list[tuple[float, int]] = []  # of names that touch: the mean of their places less their distances; how many
     for i, place in enumerate(wanted):
         runs.append((place - i * LABEL_GAP, 1))
         while len(runs) > 1 and runs[-2][0] >= runs[-1][0]:

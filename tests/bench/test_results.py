@@ -101,7 +101,8 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("--backends", "cuda"), "--backends must be among native"),
         (("--budget", "-1"), "--budget must be a number of seconds > 0, got -1"),
         (("--budget", "nan"), "--budget must be a number of seconds > 0"),
-        (("ops", "--op", "long_conv", "--lengths", "100000"), "nothing to measure"),
+        (("ops", "--op", "long_conv", "--lengths", "100000"), "at most 65,536 tokens, got 100000"),
+        (("ops", "--op", "long_conv_decoding", "--lengths", "100"), "nothing to measure"),
         (("--length=5",), "unknown option '--length=5'; did you mean '--lengths'?"),
     ],
 )
