@@ -92,6 +92,10 @@ def test_options_of_the_mixer():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hgrn2", "hyena"])
 def test_a_cue_is_recalled(name: str):
-    """A cue 10 frames before the end of 60, 24 wide, 2 layers, 250 steps of Adam."""
-    accuracy = cue_recall(lambda: longstream.build(name, embed_dim=24, hidden_size=24, num_layers=2))
+    """A cue 10 frames before the end of 60, 24 wide, 2 layers, 500 steps of Adam.
+
+    After 250 steps HGRN2 lies between 0.72 and 0.99 over six seeds, so that a last bit elsewhere decides; after 400
+    both lie between 0.97 and 1.
+    """
+    accuracy = cue_recall(lambda: longstream.build(name, embed_dim=24, hidden_size=24, num_layers=2), steps=500)
     assert accuracy >= 0.95
