@@ -20,7 +20,11 @@ ORDER = [
     "testing",
     "longstream",
     "hf",
+    "baselines",
+    "sequences",
     "train",
+    "convert",
+    "sklearn",
     "bench",
     "cli",
     "__main__",
@@ -29,19 +33,28 @@ ORDER = [
 # Who may import what besides the standard library; a package named nowhere here is not used at all.
 EVERYWHERE = {"longstream", "torch", "numpy"}
 THIRD_PARTY = {
-    "safetensors": {"models/state.py", "edifice/axon.py", "hf", "train"},
-    "transformers": {"hf", "train"},
+    "safetensors": {"models/state.py", "edifice/axon.py", "hf", "sequences", "train", "convert", "sklearn"},
+    "transformers": {"hf", "baselines", "sequences", "train", "convert"},
     "tokenizers": {"hf", "train"},
+    "huggingface_hub": {"hf", "convert"},
     "accelerate": {"train"},
+    "pandas": {"sequences"},
+    "pyarrow": {"sequences"},
+    "datasets": {"sequences"},
+    "scipy": {"sequences"},
+    "sklearn": {"sequences", "train", "sklearn"},
     "tensorboard": {"train"},
-    "matplotlib": {"train", "bench", "cli"},
+    "matplotlib": {"sequences", "train", "bench", "cli"},
     "rich": {"train", "bench", "cli"},
     "tomli": {"train", "cli"},
 }
 FILES_AND_ENVIRONMENT = {
     "models/state.py",
     "edifice/axon.py",
+    "sequences",
     "train",
+    "convert",
+    "sklearn",
     "bench",
     "cli",
 }  # states, and weights by Axon's names
