@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
+from longstream.hf import convert_hyenadna
 from longstream.hf.configuration import BaseConfig
 
 Rows = tuple[tuple[str, str], ...]
@@ -71,7 +72,9 @@ def to_fla(state_dict: Mapping[str, Tensor], config: BaseConfig) -> dict[str, Te
 
 
 def name_in_fla(name: str, config: BaseConfig) -> str:
-    """fla's name of one of our tensors; another name is left as it is."""
+    """The name in a checkpoint of the model's type, fla's or HyenaDNA's, of one of our tensors; others stay."""
+    if config.model_type == "hyenadna":
+        return convert_hyenadna.name_in_hyenadna(name, config)  # type: ignore[arg-type]
     return _rename(name, _names_in_fla(config))
 
 
@@ -92,6 +95,8 @@ def loading_transforms(model_type: str) -> list[WeightConverter | WeightRenaming
 
 def saving_transforms(config: BaseConfig) -> list[WeightConverter | WeightRenaming]:
     """The transforms that transformers reverses to save a model: in a hybrid, each layer has its mixer's."""
+    if config.model_type == "hyenadna":
+        return convert_hyenadna.transforms(config)  # type: ignore[arg-type]
     if config.model_type not in MIXERS:
         return []
     attention = set(config.attention_layers)
