@@ -45,7 +45,7 @@ def load_axon(model: nn.Module, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: no such file.    TypeError: the model is not one of Edifice's.
         ValueError: the file is none of the two kinds or damaged; parameters are missing, spare or of another shape.
     """
-    ours = _parameters("load_axon", model)
+    ours = parameters_by_name("load_axon", model)
     given: dict[str, Tensor] = {}
     for name, tensor in _read(Path(path)).items():
         if name.startswith("__"):
@@ -83,7 +83,7 @@ def save_axon(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool
     from safetensors.torch import save_file
 
     path = Path(path)
-    ours = _parameters("save_axon", model)
+    ours = parameters_by_name("save_axon", model)
     if path.suffix != ".safetensors":
         raise ValueError(f"save_axon: path must end in .safetensors, got {path}")
     if not path.parent.is_dir():
@@ -99,8 +99,8 @@ def save_axon(model: nn.Module, path: str | os.PathLike[str], *, overwrite: bool
         beside.unlink(missing_ok=True)
 
 
-def _parameters(who: str, model: nn.Module) -> dict[str, _Parameter]:
-    """By Axon's names."""
+def parameters_by_name(who: str, model: nn.Module) -> dict[str, _Parameter]:
+    """A model's parameters by Axon's names, and how each looks there."""
     layers: dict[str, nn.Module] = {}
     part = model
     if isinstance(model, FeatureModel):

@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from longstream.layers import HGRN, HGRN2
+from longstream.layers import HGRN, HGRN2, MLPS
 from longstream.layers.attention import SlidingWindowAttention, check_attention
 from longstream.layers.hgrn import check_hgrn
 from longstream.layers.hgrn2 import check_hgrn2
 from longstream.layers.hyena import Hyena, check_hyena
+from longstream.layers.norm import NORMS
 
 
 def _without_backend(config: Any) -> dict[str, Any]:
@@ -112,12 +113,23 @@ class AttentionConfig:
 
 
 MixerConfig = HGRNConfig | HGRN2Config | HyenaConfig | AttentionConfig
-MIXERS: dict[type[MixerConfig], type[nn.Module]] = {
+MIXERS: dict[type[Any], type[nn.Module]] = {
     HGRNConfig: HGRN,
     HGRN2Config: HGRN2,
     HyenaConfig: Hyena,
     AttentionConfig: SlidingWindowAttention,
 }
+
+
+def register_mixer(config: type[Any], mixer: type[nn.Module]) -> None:
+    """Let `ModelConfig` name one more kind of mixer, such as a baseline's.
+
+    Args:
+        config: a frozen dataclass of the mixer's arguments except hidden_size.
+        mixer:  called as ``mixer(hidden_size, **arguments)``; forward, step and init_state as of the other mixers, and
+                its projection into the residual stream is called ``out_proj``.
+    """
+    MIXERS[config] = mixer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +142,8 @@ class ModelConfig:
     layers: tuple[MixerConfig, ...] | None = None  # mixers of a hybrid in turn, repeated over the depth
     hidden_ratio: float = 4  # of the MLP; SwiGLU takes 2/3 of it, for its third matrix
     intermediate_size: int | None = None  # of the MLP; None derives it from hidden_ratio
-    mlp: str = "swiglu"  # or "gelu": two matrices with biases
-    norm: str = "rms"  # of the block, and the last one: "rms" or "layer"
+    mlp: str = "swiglu"  # or "gelu", two matrices with biases, or "bilinear", SwiGLU without its activation
+    norm: str = "rms"  # of the block, and the last one: "rms", "layer" or "rms_no_weight"
     norm_eps: float = 1e-6  # theirs; the mixer has its own
     dropout: float = 0.0  # on what mixer and MLP add
     embed_dropout: float = 0.0  # on the embeddings of LanguageModel
@@ -156,7 +168,7 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"ModelConfig.{name} must be a number in [0, 1), got {value!r}")
-        choices = {"mlp": ("swiglu", "gelu"), "norm": ("rms", "layer"), "lower_bound": ("inclusive", "exclusive", None)}
+        choices = {"mlp": MLPS, "norm": NORMS, "lower_bound": ("inclusive", "exclusive", None)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"ModelConfig.{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -200,7 +212,7 @@ class ModelConfig:
 
     @property
     def mlp_size(self) -> int:
-        """Width of the MLP: intermediate_size, or hidden_ratio * hidden_size; for SwiGLU 2/3 of it, up to 256s."""
+        """Width of the MLP: intermediate_size, or hidden_ratio * hidden_size; with 3 matrices 2/3 of it, up to 256s."""
         if self.intermediate_size:
             return self.intermediate_size
         if self.mlp == "gelu":

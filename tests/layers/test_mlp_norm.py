@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from longstream.layers import RMSNorm, SwiGLU
+from longstream.layers import BilinearMLP, RMSNorm, SwiGLU, make_mlp
 from tests import oracle
 from tests.cases import load_params, rounded, to_tensor
 from tests.numerics import assert_no_worse, assert_same, tensor
@@ -67,3 +67,32 @@ def test_swiglu(shape):
     shapes = {"gate_proj.weight": (7, 5), "up_proj.weight": (7, 5), "down_proj.weight": (5, 7)}
     params = {name: rng.standard_normal(s) for name, s in shapes.items()}
     check(SwiGLU(5, 7), params, x, d_y, *oracle.swiglu(params, x))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_bilinear(shape):
+    rng = np.random.default_rng(0)
+    x, d_y = rng.standard_normal((2, *shape))
+    shapes = {"gate_proj": (7, 5), "up_proj": (7, 5), "down_proj": (5, 7)}
+    gate, up, down = (rng.standard_normal(s) for s in shapes.values())
+    params = {f"{name}.weight": weight for name, weight in zip(shapes, (gate, up, down), strict=True)}
+    a, b = x @ gate.T, x @ up.T
+
+    def vjp(d_y):
+        d_h = d_y @ down
+        rows = [t.reshape(-1, t.shape[-1]) for t in (d_h * b, d_h * a, d_y, a * b, x)]
+        d_a, d_b, d_out, h, u = rows
+        return {
+            "x": (d_h * b) @ gate + (d_h * a) @ up,
+            "gate_proj.weight": d_a.T @ u,
+            "up_proj.weight": d_b.T @ u,
+            "down_proj.weight": d_out.T @ h,
+        }
+
+    check(BilinearMLP(5, 7), params, x, d_y, (a * b) @ down.T, vjp)
+
+
+def test_mlps_by_name():
+    assert isinstance(make_mlp("bilinear", 5, 7), BilinearMLP)
+    with pytest.raises(ValueError, match="kind must be one of"):
+        make_mlp("relu", 5, 7)

@@ -52,6 +52,16 @@ def test_the_contract_of_every_block(mixer: Any, dtype: torch.dtype):
     assert_equivalent(Block(config(layers=(mixer,), mlp="gelu", norm="layer")).to(dtype), lengths=(0, 1, 2, 63))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_contract_of_the_authors_block(dtype: torch.dtype):
+    """Their language models: a GLU without an activation, norms without weights."""
+    torch.manual_seed(0)
+    block = Block(config(layers=(HYBRID[0],), mlp="bilinear", norm="rms_no_weight"))
+    assert {name for name, _ in block.named_parameters()} >= {"mlp.gate_proj.weight", "mlp.down_proj.weight"}
+    assert not any(name.startswith(("mixer_norm", "mlp_norm")) for name, _ in block.named_parameters())
+    assert_equivalent(block.to(dtype), lengths=(0, 1, 2, 9))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
