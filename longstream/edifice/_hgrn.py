@@ -158,7 +158,7 @@ class HGRNLayer(Part):
     ) -> tuple[Tensor, EdificeHGRNState | NoState]:
         """x (B, T, D) -> y (B, T, D) and the state after the last frame; arguments as of `HGRNBackbone`."""
         check_shapes("HGRNLayer", {"D": self.hidden_size}, x=(x, "B T D"))
-        check_like_weight("HGRNLayer", "x", x, self.contract.weight)
+        check_like_weight("HGRNLayer", "x", x, self.contract)
         self.check_whole(state=state, mask=mask, cu_seqlens=cu_seqlens)
         if mask is not None:
             return run_unpadded("HGRNLayer", self.forward, x, state, mask, cu_seqlens=cu_seqlens)

@@ -173,7 +173,7 @@ class HyenaBlock(Part):
             ValueError: a sequence, with what its state has seen, is longer than seq_len.
         """
         check_shapes("HyenaBlock", {"D": self.hidden_size}, x=(x, "B T D"))
-        check_like_weight("HyenaBlock", "x", x, self.proj.weight)
+        check_like_weight("HyenaBlock", "x", x, self.proj)
         if mask is not None:
             return run_unpadded("HyenaBlock", self.forward, x, state, mask, cu_seqlens=cu_seqlens)
         bounds = check_cu_seqlens("HyenaBlock", cu_seqlens, *x.shape[:2])

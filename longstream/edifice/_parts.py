@@ -147,7 +147,7 @@ class Stack(Part):
         """
         who = type(self).__name__
         check_shapes(who, {"D": self.hidden_size}, x=(x, "B T D"))
-        check_like_weight(who, "x", x, self.final_norm.weight)
+        check_like_weight(who, "x", x, self.final_norm)
         self.check_whole(state=state, mask=mask, cu_seqlens=cu_seqlens)
         if mask is not None:
             return run_unpadded(who, self.forward, x, state, mask, cu_seqlens=cu_seqlens)

@@ -1,20 +1,24 @@
 """What sits under ``past_key_values``: a shell around the model's state."""
 
-import copy
 from typing import Any, NoReturn
 
 from torch import Tensor
 from transformers import Cache
 
+from longstream.layers.state import allow_weights_only
 from longstream.models import State
 
 
+@allow_weights_only
 class RecurrentCache(Cache):
     """The state after the tokens so far, and how many columns of input those were.
 
     transformers expects a cache that the model changes in place; longstream's states are never changed, so each call
     puts a new one here. It cannot be cropped: to return to a point, keep ``cache.state`` or a ``copy.deepcopy`` of the
     cache. It is a `transformers.Cache` without layers of keys and values.
+
+    It can be pickled, also to another process, and saved by `torch.save`; `torch.load` reads it with weights_only where
+    longstream.hf has been imported.
 
     Args:
         state:      a state of the same model to start from; None is before the first token.
@@ -74,10 +78,16 @@ class RecurrentCache(Cache):
     def __repr__(self) -> str:
         return f"RecurrentCache(batch_size={self.batch_size}, seq_length={self.seq_length})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By what it is made of, not by what transformers keeps in it; a graph cannot be written down."""
+        return type(self), (None if self.state is None else self.state.detach(), self.seq_length)
+
+    def __copy__(self) -> "RecurrentCache":
+        return type(self)(self.state, self.seq_length)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentCache":
-        twin = copy.copy(self)
-        twin.state = None if self.state is None else self.state.clone()  # a plain deepcopy refuses what carries a graph
-        return twin
+        state = None if self.state is None else self.state.clone()  # a plain deepcopy refuses what carries a graph
+        return type(self)(state, self.seq_length)
 
     def reset(self) -> None:
         """Back to before the first token."""

@@ -27,6 +27,11 @@ _MIXERS: dict[str, type[Any]] = {
 }
 
 
+def register_mixer_type(name: str, config: type[Any]) -> None:
+    """Let "type" of a mixer in config.json name one more configuration, registered with `ModelConfig` before."""
+    _MIXERS[name] = config
+
+
 @strict
 class BaseConfig(PretrainedConfig):
     """Generation's tokens, and one voice about keys that nobody knows: they are reported, and kept."""

@@ -91,6 +91,11 @@ class FlaConfig(BaseConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if "decoder_embed_dim" in kwargs:  # the authors' language models have the same model_type
+            raise ValueError(
+                f"{type(self).__name__}: this is a config.json of OpenNLPLab's, not of flash-linear-attention's;"
+                " `longstream convert SRC DST --to longstream` makes a folder that loads"
+            )
         if "rms_norm_eps" in kwargs:
             self.norm_eps = kwargs.pop("rms_norm_eps")
         for key in self._legacy_keys:

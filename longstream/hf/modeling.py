@@ -40,11 +40,10 @@ class LongstreamModel(LongstreamPreTrainedModel):
         self.backbone = Backbone(model_config)
         self.gradient_checkpointing = False
         self.checkpoint_every = 1
-        self._keep_in_fp32_modules_strict = {
-            f"backbone.{name}"
-            for name, module in self.backbone.named_modules()
-            if getattr(module, "keeps_own_init", False)  # Hyena's filters, where half precision merges time steps
-        }
+        filters = [name for name, module in self.backbone.named_modules() if getattr(module, "keeps_own_init", False)]
+        # Hyena's, where half precision, and int8 more so, merges time steps. Whoever quantizes matches from the start.
+        self._keep_in_fp32_modules_strict = {f"backbone.{name}" for name in filters}
+        self._keep_in_fp32_modules = {f"(model.)?backbone.{name}" for name in filters}
         self.register_load_state_dict_pre_hook(accept_fla_names)
         self.post_init()
 
@@ -238,6 +237,7 @@ class LongstreamForCausalLM(LongstreamPreTrainedModel, GenerationMixin):
                 f"columns that past_key_values has seen, got {width}: give the whole text with at least one new token, "
                 "or new tokens alone with an attention_mask for the whole text"
             )
+        kwargs.pop("tokenizer", None)  # of stop_strings, which transformers hands on as if it were the model's
         super_method: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         inputs = super_method(input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs)
         return inputs | {"vocabulary_only": True}

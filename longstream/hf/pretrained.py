@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 from longstream.hf._formats import refuse_other_formats, refuse_other_names
+from longstream.hf._misfits import describe_absence, refuse_misfits
 from longstream.hf.configuration import LongstreamConfig
 from longstream.hf.convert import name_in_fla, saving_transforms
 
@@ -33,6 +35,7 @@ class LongstreamPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _is_stateful = True  # transformers then refuses assisted generation, which takes tokens back
     _supports_context_parallel = False  # the state is not passed between ranks
+    _head = "lm_head.weight"  # may be new, see _may_lack_head
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -58,42 +61,59 @@ class LongstreamPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """transformers' from_pretrained, which takes fla's checkpoints; but tensors that are missing are an error.
+        """transformers' from_pretrained, which takes fla's checkpoints; but what does not fit the model is an error.
 
         Weights are read from safetensors only: no file is ever unpickled. Without its head a checkpoint loads as a
         causal language model only where it is a base model's; the head is then new, and a warning says so.
 
         Raises:
-            ValueError: a file is damaged or not of safetensors, or the checkpoint lacks tensors of the model, which
-                transformers would fill with random numbers.
-            OSError: there is no file of weights.
+            ValueError: a file is damaged or not of safetensors; or tensors are missing, which transformers would fill
+                with random numbers, spare or misshapen (unless ignore_mismatched_sizes). All of them are named.
+            OSError: there is no such folder or no file of weights in it, and no network or no such name on the hub.
         """
         source = f"{cls.__name__}.from_pretrained: {pretrained_model_name_or_path}"
-        refuse_other_formats(source, pretrained_model_name_or_path, kwargs)
-        kwargs["use_safetensors"] = True  # transformers' None means pytorch_model.bin where there is nothing else
+        kwargs["use_safetensors"] = kwargs.get("use_safetensors") is not False  # None would mean pickles, if need be
         try:
+            refuse_other_formats(source, pretrained_model_name_or_path, kwargs)
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:
             raise ValueError(f"{source}: a safetensors file is cut short or damaged: {error}") from error
+        except OSError as error:
+            if pretrained_model_name_or_path is None or os.path.exists(pretrained_model_name_or_path):
+                raise
+            absence = describe_absence(pretrained_model_name_or_path, error)
+            raise OSError(f"{source}: {absence}") from error
         model, info = loaded
+        if getattr(model, "_hf_peft_config_loaded", False):  # then this is of the adapter; the model's is seen to below
+            refuse_misfits(f"{source}: the adapter", info["missing_keys"], info["unexpected_keys"])
+        return loaded if output_loading_info else model
+
+    @staticmethod
+    def _finalize_model_loading(model: "LongstreamPreTrainedModel", load_config: Any, loading_info: Any) -> Any:
+        """transformers' own; then what does not fit is refused at once, where it would stop at misshapen tensors."""
+
+        def in_file(name: str) -> str:
+            return name_in_fla(name, model.config)
+
+        patient = replace(load_config, ignore_mismatched_sizes=True)
+        info = PreTrainedModel._finalize_model_loading(model, patient, loading_info)
+        source = f"{type(model).__name__}.from_pretrained: {load_config.pretrained_model_name_or_path}"
         is_base = vars(model).pop("_loaded_a_base_model", False)
         is_base = is_base or list(model.config.architectures or ()) == [type(model.base_model).__name__]
-        missing = sorted(name_in_fla(name, model.config) for name in info["missing_keys"])
-        if getattr(model, "_hf_peft_config_loaded", False):
-            missing = []  # an adapter's file holds the adapter
-        has_new_head = is_base and "lm_head.weight" in missing
+        missing, spare = ({in_file(name) for name in names} for names in (info.missing_keys, info.unexpected_keys))
+        if has_new_head := model._head in missing and model._may_lack_head(is_base):
+            missing.remove(model._head)
+        if model.base_model is model:
+            spare -= {"lm_head.weight", "score.weight"}
+        misshapen: Any = () if load_config.ignore_mismatched_sizes else info.mismatched_keys
+        wrong = [(in_file(name), got, wanted) for name, got, wanted in misshapen]
+        refuse_misfits(f"{source}: expected a whole {type(model).__name__}", missing, spare, wrong)
         if has_new_head:
-            missing.remove("lm_head.weight")
-        if missing:
-            some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ValueError(
-                f"{source}: expected a whole {cls.__name__}, got one without {len(missing)} tensors: {some}"
-            )
-        if has_new_head:
-            logger.warning("%s is a base model: lm_head.weight is new and untrained", source)
-        return loaded if output_loading_info else model
+            kind = "is a base model" if is_base else "has another head"
+            logger.warning("%s %s: %s is new and untrained", source, kind, model._head)
+        return info
 
     @staticmethod
     def _load_pretrained_model(  # type: ignore[override]
@@ -109,8 +129,13 @@ class LongstreamPreTrainedModel(PreTrainedModel):
         if "lm_head.weight" in info.missing_keys:
             files = checkpoint_files or ()
             parts = [state_dict] if state_dict is not None else [load_state_dict(file, "meta") for file in files]
-            vars(model)["_loaded_a_base_model"] = not any(name.startswith("model.") for part in parts for name in part)
+            heads = ("model.", "hyena.")  # what the names in a file begin with where there is a head
+            vars(model)["_loaded_a_base_model"] = not any(name.startswith(heads) for part in parts for name in part)
         return info, index
+
+    def _may_lack_head(self, is_base: bool) -> bool:
+        """Whether a head that the file lacks is made anew; is_base: the file is a base model's."""
+        return is_base
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """transformers' save_pretrained; the tensors of HGRN and HGRN2 get fla's names and shapes."""
@@ -134,7 +159,7 @@ class LongstreamPreTrainedModel(PreTrainedModel):
         """
         config = self.config
         changes = new_num_tokens is not None or pad_to_multiple_of is not None
-        if not changes or not isinstance(config, LongstreamConfig):
+        if not changes or not hasattr(config, "vocab_multiple"):
             return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         vocab_size = config.vocab_size if new_num_tokens is None else new_num_tokens
         multiple = config.vocab_multiple if pad_to_multiple_of is None else pad_to_multiple_of

@@ -10,6 +10,7 @@ from longstream.layers.hyena import Hyena as Hyena
 from longstream.layers.hyena_filter import HyenaFilter as HyenaFilter
 from longstream.layers.hyena_state import HyenaState as HyenaState
 from longstream.layers.mlp import MLPS as MLPS
+from longstream.layers.mlp import BilinearMLP as BilinearMLP
 from longstream.layers.mlp import GeluMLP as GeluMLP
 from longstream.layers.mlp import SwiGLU as SwiGLU
 from longstream.layers.mlp import make_mlp as make_mlp

@@ -13,7 +13,7 @@ from longstream.layers._options import check_flags, check_integers, check_state
 from longstream.layers._padding import run_unpadded
 from longstream.layers.state import register_state
 from longstream.ops import LowerBound
-from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
+from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, weight_of
 
 BLOCK = 64  # queries worked on together, at least; below that, many small products take longer than the extra scores
 
@@ -113,7 +113,7 @@ class SlidingWindowAttention(nn.Module):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> AttentionState:
         """The state before the first token: zeros, by default on the layer's device, in its dtype or wider."""
-        weight = self.q_proj.weight
+        weight = weight_of(self.q_proj)
         device = weight.device if device is None else device
         dtype = torch.float64 if (dtype or weight.dtype) == torch.float64 else torch.float32
         k = torch.zeros(batch_size, self.window_size - 1, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
@@ -140,7 +140,7 @@ class SlidingWindowAttention(nn.Module):
             ValueError: shapes disagree, mask and cu_seqlens are both given, or a lower_bound is.
         """
         check_shapes("SlidingWindowAttention", {"D": self.hidden_size}, x=(x, "B T D"))
-        check_like_weight("SlidingWindowAttention", "x", x, self.q_proj.weight)
+        check_like_weight("SlidingWindowAttention", "x", x, self.q_proj)
         if lower_bound is not None:
             raise ValueError("SlidingWindowAttention: lower_bound must be None, for there is no forget gate")
         if mask is not None:

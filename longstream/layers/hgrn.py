@@ -14,7 +14,7 @@ from longstream.layers.norm import NORMS, RMSNorm, make_norm
 from longstream.layers.short_conv import ShortConv
 from longstream.layers.state import NoState, refuse_step, register_state
 from longstream.ops import LowerBound, forget_gate, gated_scan
-from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
+from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, weight_of
 from longstream.ops.gates import gate_input
 
 _GATE_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
@@ -171,7 +171,7 @@ class HGRN(nn.Module):
         """
         if not self.causal:
             return NoState()
-        weight = self.forget_proj.weight
+        weight = weight_of(self.forget_proj)
         device = weight.device if device is None else device
         return self._zeros(batch_size, device, dtype or weight.dtype)
 
@@ -197,7 +197,7 @@ class HGRN(nn.Module):
             ValueError: shapes disagree, or arguments exclude each other.
         """
         check_shapes("HGRN", {"D": self.hidden_size}, x=(x, "B height width D" if self.direction == "2d" else "B T D"))
-        check_like_weight("HGRN", "x", x, self.forget_proj.weight)
+        check_like_weight("HGRN", "x", x, self.forget_proj)
         if not self.causal:
             refuse_in_direction("HGRN", self.direction, state, mask, cu_seqlens)
         if mask is not None:

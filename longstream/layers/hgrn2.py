@@ -14,7 +14,7 @@ from longstream.layers.norm import NORMS, make_norm
 from longstream.layers.short_conv import ShortConv
 from longstream.layers.state import NoState, refuse_step, register_state
 from longstream.ops import LowerBound, forget_gate, gla
-from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
+from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, weight_of
 
 _QUERY_ACTIVATIONS = {"silu": F.silu, "sigmoid": torch.sigmoid}
 _VALUE_ACTIVATIONS = {"none": None, "silu": F.silu}
@@ -150,7 +150,7 @@ class HGRN2(nn.Module):
         """
         if not self.causal:
             return NoState()
-        weight = self.q_proj.weight
+        weight = weight_of(self.q_proj)
         device = weight.device if device is None else device
         return self._zeros(batch_size, device, dtype or weight.dtype)
 
@@ -177,7 +177,7 @@ class HGRN2(nn.Module):
         """
         pattern = "B height width D" if self.direction.startswith("2d") else "B T D"
         check_shapes("HGRN2", {"D": self.hidden_size}, x=(x, pattern))
-        check_like_weight("HGRN2", "x", x, self.q_proj.weight)
+        check_like_weight("HGRN2", "x", x, self.q_proj)
         if not self.causal:
             refuse_in_direction("HGRN2", self.direction, state, mask, cu_seqlens)
         if mask is not None:

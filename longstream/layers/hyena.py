@@ -17,7 +17,7 @@ from longstream.layers.hyena_taps import ModalCopy, Snapshot, TapsCache, each_he
 from longstream.layers.modal import DistillReport, ModalFilter, distill_filters
 from longstream.layers.short_conv import ShortConv
 from longstream.layers.state import NoState, refuse_state
-from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes
+from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, weight_of
 
 _ACTIVATIONS = {"none": None, "gelu": F.gelu, "silu": F.silu}
 
@@ -196,7 +196,7 @@ class Hyena(nn.Module):
         """
         if not self.causal:
             return NoState()
-        weight = self.in_proj.weight
+        weight = weight_of(self.in_proj)
         dtype = torch.float64 if (dtype or weight.dtype) == torch.float64 else torch.float32
         like = {"device": weight.device if device is None else device, "dtype": dtype}
         return zero_state(self.decode, batch_size, **self._state_sizes(), like=like)
@@ -225,7 +225,7 @@ class Hyena(nn.Module):
             RuntimeError: decode is "modal" and there are no modal filters, or the true ones changed since.
         """
         check_shapes("Hyena", {"D": self.hidden_size}, x=(x, "B T D"))
-        check_like_weight("Hyena", "x", x, self.in_proj.weight)
+        check_like_weight("Hyena", "x", x, self.in_proj)
         if lower_bound is not None:
             raise ValueError("Hyena: lower_bound must be None, for there is no forget gate")
         if not self.causal:

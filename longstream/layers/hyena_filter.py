@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from longstream.layers._options import check_flags, check_integers, check_one_of
 from longstream.ops._check import no_autocast, wide
 
+# nn.Linear under the name that quantization passes over: int8 would make neighboring time steps one.
+_Linear = nn.modules.linear.NonDynamicallyQuantizableLinear
+
 
 def check_hyena_filter(
     who: str,
@@ -165,8 +168,8 @@ class HyenaFilter(nn.Module):
         self._hold("delta", torch.empty(flat, dtype=dtype) if window else None, trained=window_lr > 0)
         self.frequency = nn.Parameter(torch.empty(filter_width, dtype=dtype))
         widths = (positional_width, *[filter_width] * (filter_layers + 1))
-        self.hidden = nn.ModuleList(nn.Linear(n, m, dtype=dtype) for n, m in pairwise(widths))
-        self.out_proj = nn.Linear(filter_width, flat, bias=False, dtype=dtype)
+        self.hidden = nn.ModuleList(_Linear(n, m, dtype=dtype) for n, m in pairwise(widths))
+        self.out_proj = _Linear(filter_width, flat, bias=False, dtype=dtype)
         self.skip = nn.Parameter(torch.empty(flat, dtype=dtype)) if skip else None
         self.reset_parameters()
 
@@ -235,10 +238,8 @@ class HyenaFilter(nn.Module):
         with no_autocast(self.frequency.device):
             h = self.positions[start:stop].to(dtype)
             for linear in self.hidden:
-                assert isinstance(linear, nn.Linear)
-                h = F.linear(h, linear.weight.to(dtype), linear.bias.to(dtype))
-                h = torch.sin(self.frequency.to(dtype) * h)  # (T, filter_width)
-            h = F.linear(h, self.out_proj.weight.to(dtype))  # (T, (N - 1) C)
+                h = torch.sin(self.frequency.to(dtype) * _through(linear, h))  # (T, filter_width)
+            h = _through(self.out_proj, h)  # (T, (N - 1) C)
             if self.delta is not None:
                 window = torch.exp(-self.time[start:stop, None].to(dtype) * self.delta.to(dtype).abs())
                 h = h * (window + self.window_shift)
@@ -251,3 +252,15 @@ class HyenaFilter(nn.Module):
         if self.filter_layout == "stage":
             return flat.unflatten(0, (self.stages, self.channels))
         return flat.unflatten(0, (self.channels, self.stages)).transpose(0, 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its tensors alone decide the taps. Adapters around its layers can be switched without a change."""
+        return all(type(linear) in (nn.Linear, _Linear) for linear in (*self.hidden, self.out_proj))
+
+
+def _through(linear: nn.Module, h: Tensor) -> Tensor:
+    """The layer on h, whose dtype is not narrowed to that of the weights."""
+    if isinstance(linear, nn.Linear) and linear.weight.dtype != h.dtype:  # sharded training may hold narrow ones
+        return F.linear(h, linear.weight.to(h.dtype), None if linear.bias is None else linear.bias.to(h.dtype))
+    return linear(h)

@@ -18,6 +18,12 @@ T = TypeVar("T", bound=type)
 def register_state(cls: T) -> T:
     """Class decorator: files of states may hold this one."""
     STATES[cls.__name__] = cls
+    return allow_weights_only(cls)
+
+
+def allow_weights_only(cls: T) -> T:
+    """Class decorator: ``torch.load(..., weights_only=True)`` may make this class, for doing so runs nothing."""
+    torch.serialization.add_safe_globals([cls])
     return cls
 
 

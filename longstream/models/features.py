@@ -106,7 +106,7 @@ class FeatureModel(nn.Module):
     def _project(self, x: Tensor) -> Tensor:
         if self.input_projection is None:
             return x
-        check_like_weight("FeatureModel", "x", x, self.input_projection.weight)
+        check_like_weight("FeatureModel", "x", x, self.input_projection)
         return self.input_projection(x)
 
     def step(self, x_t: Tensor, state: State | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, State]:

@@ -1,5 +1,7 @@
 """The parameters of a model: how many there are, who is decayed, and who learns at a rate of its own."""
 
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,8 +13,11 @@ from longstream.models.config import ModelConfig
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay is for this parameter: matrices and embeddings, not norms, biases and gates' bounds."""
-    return parameter.ndim > 1 and not name.endswith("lower_bounds")
+    """Whether weight decay is for this parameter: matrices and embeddings, not norms, biases and gates' bounds.
+
+    Nor Mamba's A_log, which is a matrix, as its authors have it.
+    """
+    return parameter.ndim > 1 and not name.endswith(("lower_bounds", "A_log"))
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -45,12 +50,20 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float) -> lis
 
 def count_parameters(config: ModelConfig) -> int:
     """How many parameters a `LanguageModel` (a `Backbone`, where there is no vocab_size) has, without making it."""
-    of_mixer: dict[Any, int] = {}
+    of_mixer = {mixer: _count_block(_alone(config, mixer)) for mixer in set(config.mixers)}
     with torch.device("meta"):
-        for layer, mixer in enumerate(config.mixers):
-            if mixer not in of_mixer:
-                of_mixer[mixer] = sum(p.numel() for p in Block(config, layer).parameters())
         norm = sum(p.numel() for p in make_norm(config.norm, config.hidden_size, config.norm_eps).parameters())
     embeddings = config.padded_vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
     bounds = config.num_layers * (config.gate_size or 0)
     return sum(of_mixer[mixer] for mixer in config.mixers) + norm + embeddings + bounds
+
+
+def _alone(config: ModelConfig, mixer: Any) -> ModelConfig:
+    """One block with this mixer, and nothing of the configuration that its size does not depend on."""
+    return replace(config, num_layers=1, mixer=mixer, layers=None, vocab_size=None, vocab_multiple=1, memory=None)
+
+
+@lru_cache(maxsize=512)  # a search for a size asks for the same blocks at many depths
+def _count_block(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Block(config).parameters())

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longstream.layers.state import STATES, cat_states
+from longstream.layers.state import STATES, allow_weights_only, cat_states
 
 
+@allow_weights_only
 @dataclass(frozen=True)
 class State:
     """The state of a `Backbone` or a `LanguageModel`; of constant size, however many tokens went in (but Hyena's exact

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_shapes(
@@ -68,8 +68,21 @@ def check_cu_seqlens(op: str, cu_seqlens: Tensor | Sequence[int] | None, batch: 
     return bounds
 
 
-def check_like_weight(who: str, name: str, x: Tensor, weight: Tensor) -> None:
+def weight_of(projection: nn.Module) -> Tensor:
+    """A tensor on the device of a projection, in the dtype that it computes in: its weight, where it has one.
+
+    What wraps a projection (an adapter, a quantized layer) may have none, or a method of that name.
+    """
+    weight = getattr(projection, "weight", None)
+    if isinstance(weight, Tensor):
+        return weight
+    tensors = [*projection.parameters(), *projection.buffers()]
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+
+
+def check_like_weight(who: str, name: str, x: Tensor, projection: nn.Module) -> None:
     """Refuse an input on another device than a layer's weights, or, outside autocast, of another dtype."""
+    weight = weight_of(projection)
     if x.device != weight.device:
         raise ValueError(f"{who}: {name} must be on {weight.device} like the weights, got {x.device}")
     if x.dtype != weight.dtype and weight.is_floating_point() and not _autocasts(x.device):

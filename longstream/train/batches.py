@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from longstream.train.data import IGNORED, PackedCollator, Windows
@@ -43,3 +44,20 @@ class Collator(PackedCollator):
         batch = super().__call__(windows)
         batch["shift_labels"] = F.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
         return batch
+
+
+class RowCollator(Collator):
+    """The same windows and targets for models that know no packing: every part of a document is a row of its own.
+
+    Rows are padded on the right, where a causal model does not look; no pad has a target. Windows in which documents
+    end make more and shorter rows.
+    """
+
+    def __call__(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
+        batch = super().__call__(windows)
+        lengths = batch.pop("cu_seqlens").long().diff().tolist()
+        pads = {"input_ids": 0, "labels": IGNORED, "shift_labels": IGNORED}
+        return {
+            key: pad_sequence(batch[key][0].split(lengths), batch_first=True, padding_value=pad)  # type: ignore[arg-type]
+            for key, pad in pads.items()
+        }

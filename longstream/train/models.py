@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from longstream.baselines import NAMES as BASELINES
+from longstream.baselines.configs import TRANSFORMERS, count_transformers, new_model
 from longstream.models import HyenaConfig, ModelConfig, count_parameters
+from longstream.train.batches import Collator, RowCollator
+from longstream.train.data import PackedCollator
 from longstream.train.settings import ModelSettings, parse_count
 
 if TYPE_CHECKING:
@@ -17,63 +22,99 @@ DEPTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 # Channels a layer that `--params` aims at: 40 at a million parameters, as in the demo's 160 x 4, and by this power 85
 # at a billion, as in flash-linear-attention's 2048 x 24.
 USUAL_RATIO = (1e6, 40.0, 0.11)
+HALF_BLOCKS = 0.5  # of that where a layer has no MLP: Mamba's authors take twice as many layers as a Transformer has
 
 
 def build_model(settings: ModelSettings, *, vocab_size: int, boundary_id: int, seq_len: int) -> Any:
-    """A new causal language model of `longstream.hf`, its weights drawn from torch's random state.
+    """A new causal language model, of `longstream.hf` or a baseline, its weights drawn from torch's random state.
 
     Args:
         settings:    the network; its hidden size and depth count unless ``params`` says how large it is to be.
         vocab_size:  of the tokenizer.
         boundary_id: the token that begins and ends a document.
-        seq_len:     tokens of a training sequence: Hyena's longest sequence, unless the settings name another.
+        seq_len:     tokens of a training sequence: the longest one of Hyena and Llama, unless the settings say.
     """
     from transformers import AutoModelForCausalLM
 
+    from longstream.train.rundir import quiet_transformers
+
     settings = choose_size(settings, vocab_size, seq_len)
-    ids = {"bos_token_id": boundary_id, "eos_token_id": boundary_id, "pad_token_id": boundary_id}
-    return AutoModelForCausalLM.from_config(_hf_config(settings, vocab_size, seq_len, ids))
+    with quiet_transformers():
+        return new_model(AutoModelForCausalLM, _hf_config(settings, vocab_size, seq_len, boundary_id))
+
+
+def describe_model(settings: ModelSettings, model: Any) -> str:
+    """The network in a few words, for the line that a run begins with: also what makes a baseline slow here."""
+    from longstream.baselines.configs import has_mambapy
+
+    text = f"{settings.name} of {model.num_parameters():,} parameters"
+    if settings.params:
+        text += f", {model.config.hidden_size} wide, {model.config.num_hidden_layers} layers"
+    if settings.name == "mamba":
+        scans = ("its scan is transformers' loop, slow: pip install mambapy", "its scan is mambapy's")
+        text += f" ({scans[has_mambapy()]})"
+    return text
 
 
 def model_config(settings: ModelSettings, vocab_size: int, seq_len: int) -> ModelConfig:
-    """The network in the terms of `longstream.models`."""
-    return _hf_config(settings, vocab_size, seq_len, {}).to_model_config()  # type: ignore[attr-defined]
+    """The network in the terms of `longstream.models`; "llama", "mamba" and "mamba2" have none."""
+    return _hf_config(settings, vocab_size, seq_len).to_model_config()  # type: ignore[attr-defined]
 
 
-def choose_size(settings: ModelSettings, vocab_size: int, seq_len: int) -> ModelSettings:
+def count(settings: ModelSettings, vocab_size: int, seq_len: int) -> int:
+    """How many parameters `build_model` gives a model, without making it."""
+    if settings.name in TRANSFORMERS:
+        return count_transformers(_hf_config(settings, vocab_size, seq_len))
+    return count_parameters(model_config(settings, vocab_size, seq_len))
+
+
+def choose_size(
+    settings: ModelSettings,
+    vocab_size: int,
+    seq_len: int,
+    *,
+    count: Callable[[ModelSettings], int] | None = None,
+    depths: Sequence[int] = DEPTHS,
+    step: int = WIDTH_STEP,
+) -> ModelSettings:
     """The settings with the hidden size, MLP and depth that come nearest to ``settings.params`` parameters.
 
     Width and depth are also held to the proportion that models of that size have: 1 % of parameters counts as much as
     4 % of proportion, and the last 3 % nothing.
 
+    Args:
+        count:  of the parameters of a model of these settings; None is `count` of this module.
+        depths: to try.
+        step:   the widths to try are multiples of it.
     Raises:
         ValueError: no size comes within 25 %.
     """
     if not settings.params:
         return settings
+    measure = count or (lambda sized: _count(sized, vocab_size, seq_len))
     wanted = parse_count(settings.params)
     base, ratio, power = USUAL_RATIO
-    usual = ratio * (wanted / base) ** power
+    usual = ratio * (wanted / base) ** power * (HALF_BLOCKS if settings.name in ("mamba", "mamba2") else 1)
 
-    width_step = math.lcm(WIDTH_STEP, (settings.has_expand_ratio and settings.expand_ratio) or 1)
+    width_step = math.lcm(step, (settings.has_expand_ratio and settings.expand_ratio) or 1)
 
     def sized(width: int, depth: int) -> ModelSettings:
-        middle = math.ceil(settings.hidden_ratio * width * 2 / 3 / WIDTH_STEP) * WIDTH_STEP
+        middle = math.ceil(settings.hidden_ratio * width * 2 / 3 / step) * step
         return replace(settings, hidden_size=width, num_hidden_layers=depth, intermediate_size=middle, params="")
 
     found = []
-    for depth in DEPTHS:
+    for depth in depths:
         low, high = 1, 1024  # in steps of width; parameters grow with it
         while low < high:
             middle = (low + high) // 2
-            if count_parameters(model_config(sized(middle * width_step, depth), vocab_size, seq_len)) < wanted:
+            if measure(sized(middle * width_step, depth)) < wanted:
                 low = middle + 1
             else:
                 high = middle
-        for step in {max(low - 1, 1), low}:
-            width = step * width_step
-            count = count_parameters(model_config(sized(width, depth), vocab_size, seq_len))
-            miss, out_of_proportion = abs(math.log(count / wanted)), abs(math.log(width / depth / usual))
+        for steps in {max(low - 1, 1), low}:
+            width = steps * width_step
+            size = measure(sized(width, depth))
+            miss, out_of_proportion = abs(math.log(size / wanted)), abs(math.log(width / depth / usual))
             found.append((4 * max(miss, 0.03) + out_of_proportion, miss, width, depth))
     _, miss, width, depth = min(found)
     if miss > 0.25:
@@ -81,7 +122,17 @@ def choose_size(settings: ModelSettings, vocab_size: int, seq_len: int) -> Model
     return sized(width, depth)
 
 
-def _hf_config(settings: ModelSettings, vocab_size: int, seq_len: int, ids: dict[str, int]) -> PretrainedConfig:
+_count = count  # `choose_size` has an argument of that name
+
+
+def make_collator(settings: ModelSettings, boundary_id: int) -> PackedCollator:
+    """How windows become a batch: packed in one row, or for transformers' baselines a row for each document's part."""
+    return (RowCollator if settings.name in TRANSFORMERS else Collator)(boundary_id)
+
+
+def _hf_config(
+    settings: ModelSettings, vocab_size: int, seq_len: int, boundary_id: int | None = None
+) -> PretrainedConfig:
     from longstream import hf
 
     common: dict[str, Any] = {
@@ -91,8 +142,23 @@ def _hf_config(settings: ModelSettings, vocab_size: int, seq_len: int, ids: dict
         "hidden_ratio": settings.hidden_ratio,
         "intermediate_size": settings.intermediate_size or None,
         "tie_word_embeddings": settings.tie_word_embeddings,
-        **ids,
+        **(ids := dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), boundary_id)),
     }
+    if settings.name in BASELINES:
+        from longstream.baselines.language import language_config
+
+        return language_config(
+            settings.name,
+            vocab_size=vocab_size,
+            boundary_id=boundary_id,
+            hidden_size=settings.hidden_size,
+            num_layers=settings.num_hidden_layers,
+            hidden_ratio=settings.hidden_ratio,
+            intermediate_size=settings.intermediate_size or None,
+            max_seq_len=settings.max_seq_len or seq_len,
+            expand_ratio=settings.recurrence_ratio,
+            tie_embeddings=settings.tie_word_embeddings,
+        )
     convolutions = {"use_short_conv": settings.use_short_conv, "conv_size": settings.conv_size}
     if settings.name == "hgrn":
         return hf.HGRNConfig(**common, **convolutions, expand_ratio=settings.recurrence_ratio)

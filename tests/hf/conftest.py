@@ -31,6 +31,9 @@ FLA: dict[str, Any] = {
 OURS: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 24, "num_layers": 2, "intermediate_size": 16}
 CONVS = {"use_short_conv": True, "conv_size": 3}
 
+# PEFT 0.21 asks for gradient checkpointing by the word that transformers 5.23 gave up.
+PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 # A class of configuration and its small fields, by a name for the kind.
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "hgrn2": (HGRN2Config, FLA | CONVS | {"expand_ratio": 6}),

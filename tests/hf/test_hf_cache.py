@@ -1,15 +1,21 @@
 """RecurrentCache: rows move, copies are apart, and what a state cannot do is refused in words."""
 
 import copy
+import io
+import os
 import pickle
+import subprocess
+import sys
+from typing import Any
 
 import pytest
 import torch
 from transformers import Cache
 
 from longstream.hf import RecurrentCache
-from longstream.models import HyenaConfig
-from tests.hf.conftest import ATTENTION, has_hyena, left_padded, random_ids, tiny_model
+from longstream.models import HyenaConfig, State
+from tests.conftest import ROOT
+from tests.hf.conftest import ATTENTION, KINDS, has_hyena, left_padded, random_ids, tiny_model
 from tests.numerics import assert_same
 
 HYENA_LONG = HyenaConfig(max_seq_len=200, filter_width=8, positional_width=5)
@@ -77,6 +83,65 @@ def test_copies_are_apart(model, duplicate):
     first = model(NEXT, past_key_values=cache).logits
     assert (twin.get_seq_length(), cache.get_seq_length()) == (6, 7)
     assert_same("logits", model(NEXT, past_key_values=twin).logits, first)
+
+
+def through_torch(value) -> Any:
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("duplicate", [through_torch, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_what_is_written_down_has_no_graph(model, duplicate):
+    """torch.load with weights_only makes the cache, its state and every mixer's; or none before the first token."""
+    assert len(duplicate(RecurrentCache())) == 0
+    cache = model(IDS).past_key_values
+    twin: Any = duplicate(cache)
+    assert type(twin) is RecurrentCache
+    assert twin.state.fingerprint == cache.state.fingerprint
+    assert [type(layer) for layer in twin.state.layers] == [type(layer) for layer in cache.state.layers]
+    for got, expected in zip(twin.state.tensors(), cache.state.tensors(), strict=True):
+        assert not got.requires_grad
+        assert got.dtype == expected.dtype
+        assert got.equal(expected)
+    twin.batch_repeat_interleave(2)
+    twin.batch_select_indices(torch.tensor([5, 0, 2]))
+    expected = logits(model, cache, NEXT)[[2, 0, 1]]
+    assert_same("logits", model(NEXT[[2, 0, 1]], past_key_values=duplicate(twin)).logits, expected)
+
+
+def test_generate_goes_on_from_a_file(model):
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(IDS)}
+    whole = model.generate(IDS, **options)
+    cache = through_torch(model(IDS[:, :4]).past_key_values)
+    assert model.generate(IDS, past_key_values=cache, **options).equal(whole)
+    state = through_torch(model(IDS[:, :4]).past_key_values.state.detach())
+    assert isinstance(state, State)
+    assert model.generate(IDS, past_key_values=state, **options).equal(whole)
+
+
+@pytest.mark.slow
+def test_another_process(tmp_path):
+    """It repeats the rows of every model's cache, once read by pickle and once by torch.load."""
+    models = {kind: tiny_model(kind) for kind in KINDS}
+    caches = {kind: model(IDS).past_key_values for kind, model in models.items()}
+    (tmp_path / "pickle").write_bytes(pickle.dumps(caches))
+    torch.save(caches, tmp_path / "torch")
+    code = (
+        "import pickle, sys, torch, longstream.hf\n"
+        "for caches in (pickle.load(open('pickle', 'rb')), torch.load('torch', weights_only=True)):\n"
+        "    for cache in caches.values(): cache.batch_repeat_interleave(2)\n"
+        "    torch.save(caches, sys.argv.pop())\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, "one", "two"], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    for name in ("one", "two"):
+        for kind, cache in torch.load(tmp_path / name, weights_only=True).items():
+            ids = random_ids(6, 1, seed=8)
+            expected = models[kind](torch.cat([IDS.repeat_interleave(2, 0), ids], 1)).logits[:, -1:]
+            assert_same(kind, models[kind](ids, past_key_values=cache).logits, expected)
 
 
 def test_size_does_not_grow_but_hyenas(model):

@@ -1,13 +1,12 @@
 """Checkpoints: every way of saving and loading keeps the numbers, and a bad one is an error with a reason."""
 
 import json
-import logging
 import os
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from longstream.hf import HGRN2ForCausalLM, to_fla
 from tests.hf.conftest import KINDS, VOCAB, load_with_info, random_ids, tiny_config, tiny_model, write_fla
@@ -43,15 +42,6 @@ def write_config(directory, config, **fields):
     fields = {"architectures": ["HGRN2ForCausalLM"]} | fields
     (directory / "config.json").write_text(json.dumps(config.to_diff_dict() | fields))
     return directory
-
-
-@pytest.fixture
-def transformers_log(caplog):
-    """transformers' own records, which do not propagate to the root logger."""
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize(("kind", "fields"), CHOICES)
@@ -208,25 +198,13 @@ def test_resized_to_another_multiple(tmp_path):
         assert model.config.vocab_size == vocab_size
 
 
-def test_missing_tensors_are_an_error(tmp_path, model):
-    weights = to_fla(model.state_dict(), model.config)
-    for name in ("model.layers.1.attn.f_proj.weight", "model.lower_bounds"):
-        del weights[name]
-    directory = write_fla(tmp_path / "cut", model.config.to_diff_dict(), weights)
-    words = "lower_bounds, .*layers.1.attn.f_proj.weight|layers.1.attn.f_proj.weight, .*lower_bounds"
-    with pytest.raises(ValueError, match=f"HGRN2ForCausalLM.from_pretrained: .*2 tensors: .*({words})"):
-        AutoModelForCausalLM.from_pretrained(directory)
-
-
 @pytest.mark.parametrize("architectures", [["HGRN2ForCausalLM"], None])
 def test_a_missing_head_is_an_error(tmp_path, model, architectures):
     weights = to_fla(model.state_dict(), model.config)
     del weights["lm_head.weight"]
     directory = write_fla(tmp_path / "cut", model.config.to_diff_dict(), weights)
     write_config(directory, model.config, architectures=architectures)
-    with pytest.raises(
-        ValueError, match=r"expected a whole HGRN2ForCausalLM, got one without 1 tensors: lm_head.weight"
-    ):
+    with pytest.raises(ValueError, match=r"expected a whole HGRN2ForCausalLM, got .*, 1 missing: lm_head.weight$"):
         AutoModelForCausalLM.from_pretrained(directory)
     write_config(directory, model.config, tie_word_embeddings=True)
     tied = AutoModelForCausalLM.from_pretrained(directory)
@@ -242,52 +220,6 @@ def test_a_base_model_is_known_by_its_architecture_or_its_names(tmp_path, model,
     assert "lm_head.weight is new and untrained" in caplog.text
     ids = random_ids(2, 7)
     assert_same("outputs", headed.model(ids).last_hidden_state, model.model(ids).last_hidden_state)
-
-
-def test_unexpected_tensors_are_reported(tmp_path, model, transformers_log):
-    weights = to_fla(model.state_dict(), model.config) | {"model.layers.0.attn.g_proj.weight": torch.ones(3, 3)}
-    directory = write_fla(tmp_path / "more", model.config.to_diff_dict(), weights)
-    AutoModelForCausalLM.from_pretrained(directory)
-    assert "g_proj.weight" in transformers_log.text
-    assert "UNEXPECTED" in transformers_log.text
-
-
-def test_wrong_shapes_are_an_error(tmp_path, model, transformers_log):
-    weights = to_fla(model.state_dict(), model.config)
-    weights["model.layers.0.attn.q_conv1d.weight"] = torch.ones(24, 1, 4)
-    directory = write_fla(tmp_path / "wrong", model.config.to_diff_dict(), weights)
-    with pytest.raises(RuntimeError):
-        AutoModelForCausalLM.from_pretrained(directory)
-    assert "q_conv.weight" in transformers_log.text
-
-
-def test_another_models_tensors_are_an_error(tmp_path):
-    llama = LlamaForCausalLM(
-        LlamaConfig(vocab_size=19, hidden_size=24, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4)
-    )
-    directory = write_fla(tmp_path / "llama", tiny_config().to_diff_dict(), llama.state_dict())
-    with pytest.raises(ValueError, match=r"expected a whole HGRN2ForCausalLM, got one without \d+ tensors"):
-        AutoModelForCausalLM.from_pretrained(directory)
-
-
-@pytest.mark.parametrize("kept", [0, 6, 200, -1])
-def test_truncated_file(tmp_path, model, kept):
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"from_pretrained: .*cut short or damaged"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-def test_missing_shard_and_broken_configuration(tmp_path, model):
-    model.save_pretrained(tmp_path, max_shard_size="20KB")
-    shard = next(tmp_path.glob("model-*-of-*.safetensors"))
-    shard.unlink()
-    with pytest.raises(OSError, match=shard.name):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "hgr')
-    with pytest.raises(OSError, match=r"config.json"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.fixture
