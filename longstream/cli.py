@@ -1,4 +1,4 @@
-"""The command line: ``longstream train | evaluate | generate | info | bench``.
+"""The command line: ``longstream train | evaluate | generate | compare | info | bench``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 training diverged; 2 what was asked for cannot be
 done, and one line says why (a traceback, where LONGSTREAM_TRACEBACK is set); 128 + n ended by signal n (130 is Ctrl-C).
@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from longstream.bench.command import add_bench_flags
-from longstream.train.flags import add_setting_flags, given, unknown_option
+from longstream.convert.command import add_convert_flags, run_convert
+from longstream.train.commands import add_evaluate_flags, describe, run_evaluate
+from longstream.train.compare import add_compare_flags, run_compare
+from longstream.train.flags import add_train_flags, given, unknown_option
 from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_settings, flatten, read_toml
 
 USUAL_LENGTH = 500  # tokens that `generate` writes unless told
@@ -30,8 +29,10 @@ COMMANDS = {
     "train": "train a language model on files",
     "evaluate": "bits per byte of a trained model, beside xz and bz2",
     "generate": "continue a prompt",
+    "compare": "runs side by side: figures, pictures, what decoding costs",
     "info": "versions, threads, backends; of a run, what it is",
     "bench": "time ops and layers beside other packages, and check them",
+    "convert": "write a checkpoint in another format, and prove it",
 }
 
 
@@ -45,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     logging.getLogger("longstream").setLevel(logging.INFO if first else logging.WARNING)
     commands = {"train": _train, "evaluate": _evaluate, "generate": _generate, "info": _info, "bench": _bench}
+    commands["compare"] = _compare
+    commands["convert"] = lambda args, rest: run_convert(args)
     try:
-        if args.command != "train" and rest:
+        if args.command not in ("train", "evaluate") and rest:
             raise ValueError(unknown_option(rest[0], args.options))
         return commands[args.command](args, rest)
     except KeyboardInterrupt:
@@ -60,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(error, 1 if isinstance(error, FloatingPointError) else 2)
     except ModuleNotFoundError as error:
+        if "pip install" in str(error):
+            return _fail(error, 2)
         if (error.name or "").partition(".")[0] not in (
             "transformers",
             "accelerate",
@@ -98,11 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="then take those of a TOML file")
     train.add_argument("--resume", metavar="RUN", nargs="?", const="", help="go on where a run stopped [--out]")
     train.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    add_setting_flags(train)
+    add_train_flags(train)
 
     evaluate = add["evaluate"]
-    evaluate.add_argument("model", metavar="RUN", help="run directory, or a checkpoint of one")
-    evaluate.add_argument("--data", nargs="+", metavar="FILE", help="files or 'builtin' [what the run held out]")
+    add_evaluate_flags(evaluate)
     generate = add["generate"]
     generate.add_argument("model", metavar="RUN", help="run directory, or a checkpoint of one")
     generate.add_argument("--prompt", default="", help="text to continue [none: a new document]")
@@ -120,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in (evaluate, generate):
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads [torch's choice]")
     add["info"].add_argument("model", metavar="RUN", nargs="?", help="run directory, or a checkpoint of one")
+    add_compare_flags(add["compare"])
     add_bench_flags(add["bench"])
+    add_convert_flags(add["convert"])
     for command in add.values():
         command.set_defaults(options=[option for action in command._actions for option in action.option_strings])
     return parser
@@ -157,11 +163,11 @@ def _run(settings: Settings, path: Path, args: argparse.Namespace) -> int:
         return 128 + result.interrupted_by
     if not result.trained:
         print(f"{path} is finished; give more with --steps or --minutes")
-    if result.evaluation is not None:
-        held_out = result.evaluation
-        print(f"step {result.step}: {held_out.bits_per_byte:.4f} bits per byte on {held_out.bytes:,} held-out bytes")
+    if result.measured is not None:
+        print(f"step {result.step if result.interrupted_by else result.kept_step}: {result.measured.brief}")
     for what, where in {
         "model": path / "model.safetensors",
+        "report": run.report.with_suffix(".md"),
         "metrics": run.metrics,
         "loss plot": run.plot,
         "samples": run.samples,
@@ -183,57 +189,16 @@ def _set_threads(threads: int) -> None:
 
 
 def _evaluate(args: argparse.Namespace, rest: list[str]) -> int:
-    from longstream.train.data import read_documents, reference_compressors
-    from longstream.train.evaluate import evaluate_documents
-    from longstream.train.run import data_digest, read_data
-    from longstream.train.rundir import RunDirectory, load_run, write_text
-
     _set_threads(args.threads)
-    model, tokenizer = load_run(args.model)
-    run = RunDirectory(args.model)
-    if args.data:
-        documents, what = read_documents(args.data), ", ".join(args.data)
-    else:
-        if not run.settings.is_file():
-            raise ValueError(f"{run.path} has no settings.toml that says what was held out; give --data FILE...")
-        data = run.read_settings().data
-        if not data.validation_fraction:
-            raise ValueError(f"{run.path} held nothing out; give --data FILE...")
-        trained, documents = read_data(data)
-        what = f"held out from {', '.join(data.files)}"
-        if data_digest(trained, documents) != run.read_data()["sha256"]:
-            raise ValueError(
-                f"{run.path}: the data have changed since this run began, and what is held out now may be what it was"
-                " trained on; give --data FILE..."
-            )
-    started = time.monotonic()
-    found = evaluate_documents(model, tokenizer, documents)
-    seconds = time.monotonic() - started
-    compressors = reference_compressors(b"".join(document.data for document in documents))
-    rows = {
-        "data": what,
-        "bytes": found.bytes,
-        "tokens": found.tokens,
-        "bits_per_byte": found.bits_per_byte,
-        "perplexity": found.perplexity,
-        "nats_per_token": found.nats_per_token,
-        **{f"{name}_bits_per_byte": value for name, value in compressors.items()},
-        "seconds": round(seconds, 2),
-    }
-    print(f"{what}: {found.bytes:,} bytes, {found.tokens:,} tokens, {seconds:.1f} s")
-    print(f"{'':<12}bits per byte   perplexity per token")
-    print(f"{'this model':<12}{found.bits_per_byte:>13.4f}   {found.perplexity:>20.4f}")
-    for name, label in {"xz": "xz -9", "bz2": "bz2 -9"}.items():
-        print(f"{label:<12}{compressors[name]:>13.4f}")
-    if not args.data:  # the run's own figure, which no other may stand in for
-        write_text(run.evaluation, json.dumps(rows, indent=2) + "\n")
+    print(*run_evaluate(args, rest), sep="\n")
     return 0
 
 
 def _generate(args: argparse.Namespace, rest: list[str]) -> int:
     import torch
 
-    from longstream.train.rundir import load_run
+    from longstream.baselines.language import context_limit
+    from longstream.train.loading import load_run
     from longstream.train.sample import room_after, sample_text
 
     def write(text: str) -> None:
@@ -246,7 +211,7 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
     room = room_after(model, tokenizer, prompt)
     length = min(USUAL_LENGTH, max(room, 1)) if args.max_new_tokens is None else args.max_new_tokens
     if length > room:
-        limit = model.config.to_model_config().max_seq_len
+        limit = context_limit(model) or 0
         raise ValueError(
             f"--prompt and --max-new-tokens must fit into the {limit:,} tokens that this model takes, got"
             f" {limit - room:,} + {length:,}; shorten them, or train with a larger --max-seq-len"
@@ -298,46 +263,16 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
         for backend, why_not in backends.items():
             print(f"{name:<20}{backend:<12}{'used' if backend == used else why_not or 'available'}")
     if args.model is not None:
-        _describe(args.model)
+        print("", *describe(args.model), sep="\n")
     return 0
+
+
+def _compare(args: argparse.Namespace, rest: list[str]) -> int:
+    _set_threads(args.threads)
+    return run_compare(args)
 
 
 def _bench(args: argparse.Namespace, rest: list[str]) -> int:
     from longstream.bench.command import run_bench
 
     return run_bench(args)
-
-
-def _told(value: Any) -> str:
-    """A configuration by the fields that are not their defaults; of a tuple, equal neighbors once."""
-    if isinstance(value, tuple):
-        runs = [(len(list(same)), _told(item)) for item, same in groupby(value)]
-        return f"({', '.join(f'{count} x {text}' if count > 1 else text for count, text in runs)})"
-    if not is_dataclass(value):
-        return repr(value)
-    given = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-    return f"{type(value).__name__}({', '.join(f'{name}={_told(what)}' for name, what in given.items())})"
-
-
-def _describe(path: str) -> None:
-    """What is known of a run: configuration, sizes, last figures."""
-    from longstream.train.rundir import RunDirectory, load_run
-
-    run = RunDirectory(path)
-    model, tokenizer = load_run(path)
-    state = model.model.backbone.init_state(1)
-    print(f"\n{path}")
-    print(f"parameters  {model.num_parameters():,}")
-    limit = model.config.to_model_config().max_seq_len
-    grows = "" if limit is None else f", more with the text, which may have {limit:,} tokens"
-    print(f"state       {state.nbytes:,} bytes per sequence{grows or ', however long'}")
-    print(f"tokenizer   {type(tokenizer).__name__}, {tokenizer.vocab_size} tokens")
-    print(f"config      {_told(model.config.to_model_config())}")
-    if run.settings.is_file():
-        usual = flatten(Settings())
-        asked = {key: value for key, value in flatten(run.read_settings()).items() if usual[key] != value}
-        print("settings    " + ", ".join(f"{key}={value}" for key, value in asked.items()))
-    rows = run.read_metrics()
-    for kind in ("train", "validation"):
-        if last := [row for row in rows if row["kind"] == kind][-1:]:
-            print(f"{kind:<12}" + ", ".join(f"{key}={value}" for key, value in last[0].items() if key != "kind"))

@@ -16,7 +16,7 @@ import torch
 from longstream import ops
 from longstream.cli import main
 from longstream.train import rundir
-from longstream.train.rundir import load_run
+from longstream.train.loading import load_run
 from longstream.train.settings import DataSettings, ModelSettings, TrainSettings, read_toml
 from tests.train.runs import flags, small, write_text
 
@@ -366,7 +366,7 @@ def damaged(run: Path, folder: Path, kind: str) -> Path:
     elif kind == "fewer layers":
         config["num_hidden_layers"] = 1
     elif kind == "other model":
-        config["model_type"] = "llama"
+        config["model_type"] = "bert"
     elif kind == "no json":
         (copy / "config.json").write_text("{")
         return copy
@@ -384,8 +384,8 @@ def damaged(run: Path, folder: Path, kind: str) -> Path:
         ("pickle only", "model.safetensors is missing"),
         ("other sizes", "does not fit"),
         ("other layers", "model.layers.2"),
-        ("fewer layers", "unexpected tensors"),
-        ("other model", "is of a 'llama' model; longstream reads hgrn, hgrn2, longstream"),
+        ("fewer layers", "model.layers.1"),
+        ("other model", "is of a 'bert' model; longstream reads hgrn, hgrn2, longstream"),
         ("no json", "config.json is not the configuration of a model"),
         ("no tokenizer", "tokenizer.json"),
     ],
@@ -425,11 +425,11 @@ def test_help_fits_a_screen_and_names_every_setting(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert len(shown.splitlines()) <= 45
+    assert len(shown.splitlines()) <= 50
     assert max(map(len, shown.splitlines())) <= 100
     for section in (ModelSettings, DataSettings, TrainSettings):
         for name in section.__dataclass_fields__:
-            flag = {"files": "data", "name": "model"}.get(name, name).replace("_", "-")
+            flag = section.__dataclass_fields__[name].metadata["flag"].lstrip("-") or name.replace("_", "-")
             assert f"--{flag}" in shown or f"--[no-]{flag}" in shown
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-COMMAND_DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
-SHELLS = {"bash", "sh", "shell", "console"}
+from tests.documents import ROOT, SHELLS, blocks, read
+
+GUIDES = [f"docs/guides/{path.name}" for path in sorted((ROOT / "docs/guides").glob("*.md"))]
+COMMAND_DOCUMENTS = ["README.md", "CONTRIBUTING.md", *GUIDES]
 BRANCH = re.compile(r"^(?P<indent>[│ ]*)[├└]─+ ?(?P<name>\S+)")
 SKIPPED_FOLDERS = {".git", ".venv", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
 
@@ -25,19 +26,6 @@ FORBIDDEN = {
         r"pyp[i]\.org|pythonhoste[d]\.org|download\.pytorc[h]\.org|registry\.npmj[s]|anacond[a]\.org|debia[n]\.org"
     ),
 }
-
-
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def blocks(document: str) -> list[tuple[int, str, str]]:
-    """(line number, language, text) of every fenced block; none when the document is missing, which a test reports."""
-    if not (ROOT / document).exists():
-        return []
-    text = read(document)
-    found = re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [(text[: match.start()].count("\n") + 2, match[1], match[2]) for match in found]
 
 
 def commands(document: str) -> Iterator[tuple[str, list[str]]]:

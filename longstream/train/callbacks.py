@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from longstream.train.data import TokenStream
-from longstream.train.plots import plot_loss
+from longstream.train.plots import plot_run
 from longstream.train.rundir import RunDirectory
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal to draw a bar in
@@ -105,11 +104,11 @@ class RunClock(TrainerCallback):
 class RunLog(TrainerCallback):
     """Writes metrics.jsonl, TensorBoard events, the loss plot and the samples. For the first process only."""
 
-    def __init__(self, run: RunDirectory, clock: RunClock, stream: TokenStream, trainer: Any) -> None:
+    def __init__(self, run: RunDirectory, clock: RunClock, trainer: Any) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.open_writer = SummaryWriter  # imported before a run is begun, where it may be missing
-        self.run, self.clock, self.stream, self.trainer = run, clock, stream, trainer
+        self.run, self.clock, self.trainer = run, clock, trainer
         self.latest: dict[str, float] = {}  # of training
         self.writer: Any = None
         self._step_started = 0.0
@@ -133,7 +132,7 @@ class RunLog(TrainerCallback):
             tokens = self.trainer.tokens - self._tokens_logged
             row = {
                 "loss": logs["loss"],
-                "bits_per_byte": self.stream.bits_per_byte(logs["loss"]),
+                **self.trainer.task.training_row(logs["loss"]),
                 "learning_rate": logs["learning_rate"],
                 "grad_norm": logs.get("grad_norm"),
                 "tokens": self.trainer.tokens,
@@ -142,20 +141,19 @@ class RunLog(TrainerCallback):
             self._step_seconds, self._tokens_logged = 0.0, self.trainer.tokens
             self.latest = row
             self._write("train", state.global_step, row)
-        elif "eval_loss" in logs:
-            row = {name.removeprefix("eval_"): value for name, value in logs.items()}
+        elif row := {name[5:]: value for name, value in logs.items() if name.startswith("eval_")}:
             self._write("validation", state.global_step, row)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        if text := self.trainer.sample():
-            folder, name = self.run.samples, f"step-{state.global_step:06d}.txt"
-            folder.mkdir(exist_ok=True)
-            (folder / name).write_bytes(text)
-        plot_loss(self.run.read_metrics(), self.run.plot)
+        self.trainer.task.show(self.trainer.network, self.run, state.global_step)
+        self._plot()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
-        plot_loss(self.run.read_metrics(), self.run.plot)
+        self._plot()
+
+    def _plot(self) -> None:
+        plot_run(self.run.read_metrics(), self.run.plot, self.trainer.task.curve)
 
     def close(self) -> None:
         """Let go of the event file."""
@@ -172,7 +170,7 @@ class RunLog(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """Loss, bits per byte, tokens per second and time left on stderr: a bar in a terminal, else a line now and then."""
+    """Loss, the task's figure, speed and time left on stderr: a bar in a terminal, else a line now and then."""
 
     def __init__(self, clock: RunClock, log: RunLog) -> None:
         from rich.console import Console
@@ -193,8 +191,8 @@ class ProgressLine(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         now = time.monotonic()
-        if logs and "eval_loss" in logs:
-            self.console.print(f"step {state.global_step}: validation {logs['eval_bits_per_byte']:.4f} bits/byte")
+        if logs and any(name.startswith("eval_") for name in logs):
+            self.console.print(f"step {state.global_step}: {self.log.trainer.last_measured.brief}")
         elif (
             logs and "loss" in logs and not self.console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES
         ):
@@ -214,11 +212,12 @@ class ProgressLine(TrainerCallback):
         left = self.clock.seconds_left(state.global_step)
         parts = [f"step {state.global_step}{total}"]
         if row := self.log.latest:
+            task = self.log.trainer.task
             parts += [
                 f"loss {row['loss']:.3f}",
-                f"{row['bits_per_byte']:.3f} bits/byte",
-                f"{row['tokens_per_second']:,.0f} tokens/s",
+                task.brief(row),
+                f"{row['tokens_per_second']:,.0f} {task.unit}/s",
             ]
         if left != float("inf"):
             parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
-        return "  ".join(parts)
+        return "  ".join(filter(None, parts))

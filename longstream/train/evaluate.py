@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from longstream.baselines.language import context_limit, continue_from, keep_rows
 from longstream.train.corpus import Document
 from longstream.train.data import IGNORED
+from longstream.train.rundir import quiet_transformers
 from longstream.train.tokenizer import Tokenizer
 
 CHUNK = 512  # columns of a pass while there are rows enough to fill it
@@ -46,22 +48,23 @@ def evaluate_documents(
 
     A document is started by the boundary token, and the boundary that closes it is predicted too: its nats count, it
     has no bytes. How documents are batched and cut changes nothing but the time. Of a model with a longest sequence,
-    Hyena, each token past the first such sequence is predicted from at least the half of one before it.
+    Hyena or Llama, each token past the first such sequence is predicted from at least the half of one before it.
 
     Args:
-        model:           a causal language model of transformers whose past_key_values is a recurrent state.
+        model:           a causal language model of longstream.hf or a baseline.
         tokenizer:       the tokenizer it was trained with.
         documents:       any number, of any lengths.
         tokens_per_pass: bound on rows times columns of a forward pass; less for large vocabularies.
     """
     closing = [tokenizer.boundary_id]
     sequences = [np.concatenate([tokenizer.encode_document(document), closing]) for document in documents]
-    pieces = [piece for s in sequences for piece in _pieces(s, model.config.to_model_config().max_seq_len)]
+    pieces = [piece for s in sequences for piece in _pieces(s, context_limit(model))]
     pieces.sort(key=lambda piece: len(piece.ids), reverse=True)
     tokens_per_pass = max(1, min(tokens_per_pass, MOST_LOGITS // tokenizer.vocab_size))
     was_training = model.training
     model.eval()
-    nats = sum(_nats(model, group, tokens_per_pass) for group in _groups(pieces, tokens_per_pass))
+    with quiet_transformers():
+        nats = sum(_nats(model, group, tokens_per_pass) for group in _groups(pieces, tokens_per_pass))
     model.train(was_training)
     return Evaluation(
         nats=float(nats),
@@ -109,19 +112,19 @@ def _nats(model: Any, group: list[_Piece], tokens_per_pass: int) -> float:
         ids[row, : len(sequence)] = torch.as_tensor(sequence)
         targets[row, known + 1 : len(sequence)] = ids[row, known + 1 : len(sequence)]
     ids, targets = ids[:, :-1].to(model.device), targets[:, 1:].to(model.device)
-    nats, start, state = 0.0, 0, None  # state: a RecurrentCache
+    nats, start, cache, before = 0.0, 0, None, len(group)
     while start < lengths[0]:
         rows = int((lengths > start).sum())
-        if state is not None and rows < state.batch_size:
-            state.batch_select_indices(torch.arange(rows, device=model.device))
+        if cache is not None and rows < before:
+            keep_rows(cache, rows)
         end = start + max(1, tokens_per_pass // rows)
-        output = model(input_ids=ids[:rows, start:end], past_key_values=state, use_cache=True)
+        logits, cache = continue_from(model, ids[:rows, start:end], cache)
         loss = F.cross_entropy(
-            output.logits.float().flatten(0, 1),
+            logits.float().flatten(0, 1),
             targets[:rows, start:end].flatten(),
             ignore_index=IGNORED,
             reduction="none",
         )
         nats += loss.double().sum().item()
-        state, start = output.past_key_values, end
+        start, before = end, rows
     return nats

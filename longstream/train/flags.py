@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from longstream.train.settings import PRESETS, nearest, setting_fields
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for each setting, its ``dest`` being the dotted name, and a help text that shows them by section."""
-    for key, (field, hint) in setting_fields().items():
+def add_train_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each setting, and a help text that shows them by section."""
+    add_setting_flags(parser, setting_fields())
+    parser.format_help = lambda: _help(parser)
+
+
+def add_setting_flags(parser: argparse._ActionsContainer, keys: Iterable[str]) -> None:
+    """Flags for these settings, ``dest`` being the dotted name; they have no value where they are not given."""
+    for key in keys:
+        field, hint = setting_fields()[key]
         how: dict[str, Any] = {}
         if hint is bool:
             how = {"action": argparse.BooleanOptionalAction}
-        elif key == "data.files":
+        elif get_origin(hint) is tuple:
             how = {"nargs": "+"}
+        if get_origin(hint) is Literal:
+            how["metavar"] = "|".join(filter(None, get_args(hint)))
+        elif hint is not bool:
+            how["metavar"] = "N" if hint in (int, float) else "NAME"
+        how["help"] = field.metadata["help"]
         parser.add_argument(_flag(key, field), dest=key, default=argparse.SUPPRESS, **how)
-    parser.format_help = lambda: _help(parser)
 
 
 def given(args: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
@@ -30,10 +41,14 @@ def given(args: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
         ValueError: a word is neither; the message names the nearest flag.
     """
     found = {key: value for key, value in vars(args).items() if "." in key}
-    files = found.pop("data.files", [])  # --data takes all words that follow it
-    if named := [word for word in files if not _is_override(word)]:
-        found["data.files"] = named
-    for word in (*(word for word in files if _is_override(word)), *rest):
+    swallowed = []  # a flag of several words, as --data, takes all that follow it
+    for key, words in [*found.items()]:
+        if isinstance(words, list):
+            swallowed += filter(_is_override, words)
+            found[key] = [word for word in words if not _is_override(word)]
+            if not found[key]:
+                del found[key]
+    for word in (*swallowed, *rest):
         if not _is_override(word):
             raise ValueError(unknown_option(word, args.options))
         key, _, value = word.partition("=")
@@ -70,7 +85,7 @@ def _help(parser: argparse.ArgumentParser) -> str:
     for key, (field, hint) in setting_fields().items():
         flag, default = _flag(key, field), field.default
         if field.metadata["rare"]:
-            rare.append(f"{flag}\N{NO-BREAK SPACE}[{default}]".replace("\N{NO-BREAK SPACE}[]", ""))
+            rare.append(flag if default in ("", (), False) else f"{flag}\N{NO-BREAK SPACE}[{default}]")
             continue
         if key.partition(".")[0] != section:
             section = key.partition(".")[0]

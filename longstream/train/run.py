@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,15 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
-from longstream.train.batches import Collator, ShuffledWindows
 from longstream.train.callbacks import ProgressLine, RunClock, RunLog
-from longstream.train.corpus import Document
-from longstream.train.data import read_documents, split, token_stream, windows
-from longstream.train.evaluate import Evaluation
-from longstream.train.models import build_model
+from longstream.train.optimize import ENDLESS, schedule_arguments
 from longstream.train.rundir import RunDirectory, checkpoint_step, quiet_transformers, write_text
-from longstream.train.settings import DEFAULT_STEPS, DataSettings, Settings, flatten, setting_fields, to_toml
-from longstream.train.tokenizer import learned_size, load_tokenizer, make_tokenizer
-from longstream.train.trainer import PROGRESS, SCHEDULE_POINTS, OnTrainBegin, Trainer
+from longstream.train.settings import DEFAULT_STEPS, Settings, flatten, setting_fields, to_toml
+from longstream.train.task import Measured, Task, make_task
+from longstream.train.tokenizer import is_file
+from longstream.train.trainer import PROGRESS, OnTrainBegin, Trainer
 
 logger = logging.getLogger("longstream")
-
-ENDLESS = 10**9  # steps of a run that only time ends
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,10 @@ class RunResult:
 
     run: Path
     step: int
+    kept_step: int = 0  # whose model the run has: with patience the best one's
     trained: bool = True  # False: the run was finished before
     interrupted_by: int = 0  # signal number
-    evaluation: Evaluation | None = None  # the last one of this session
+    measured: Measured | None = None  # the figures of the model that is kept; of an interrupted session, the last ones
 
 
 def train(settings: Settings, run_path: str | Path, *, resume: bool = False, overwrite: bool = False) -> RunResult:
@@ -70,17 +64,16 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
     if settings.train.threads:
         torch.set_num_threads(settings.train.threads)
 
-    train_documents, validation = read_data(settings.data)
-    # A resumed run takes its own: the file it came from may have changed since.
-    tokenizer = load_tokenizer(checkpoint) if checkpoint else make_tokenizer(settings.data.tokenizer, train_documents)
-    stream = token_stream(train_documents, tokenizer)
-    sequences = windows(stream, settings.data.seq_len)
-    facts = _facts(train_documents, validation, len(sequences), processes)
+    task = make_task(settings, checkpoint)
+    if settings.train.chunk and processes > 1:
+        raise ValueError("TrainSettings.chunk must be 0 under torchrun: chunks are trained in one process")
+    if settings.train.patience and not task.has_validation:
+        raise ValueError("TrainSettings.patience must be 0 where nothing is held out to be patient with")
+    facts = {**task.facts(), "processes": processes}
     if resume:
-        _refuse_other_data(run, facts)
+        _refuse_other_data(run, task, facts)
     torch.manual_seed(settings.train.seed)
-    sizes = {"vocab_size": tokenizer.vocab_size, "boundary_id": tokenizer.boundary_id, "seq_len": settings.data.seq_len}
-    model = build_model(settings.model, **sizes)
+    model = task.make_model()
 
     total = settings.train.steps or (None if settings.train.minutes else DEFAULT_STEPS)
     clock = RunClock(total, settings.train.minutes)
@@ -89,16 +82,15 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
         settings=settings,
         run=run,
         clock=clock,
-        tokenizer=tokenizer,
-        validation=validation,
+        task=task,
         model=model,
-        args=_arguments(settings, run, total, bool(validation)),
-        train_dataset=ShuffledWindows(sequences, length, settings.train.seed),
-        eval_dataset=validation,
-        data_collator=Collator(tokenizer.boundary_id),
+        args=_arguments(settings, run, total, task.has_validation),
+        train_dataset=task.make_items(length),
+        eval_dataset=[],  # the task has its own, but transformers wants one
+        data_collator=task.collator,
         callbacks=[clock],
     )
-    log = RunLog(run, clock, stream, trainer)
+    log = RunLog(run, clock, trainer)
     line = ProgressLine(clock, log)
     if rank == 0:
         trainer.add_callback(log)
@@ -109,10 +101,8 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
             write_text(run.settings, to_toml(settings))
         else:
             run.create(settings, facts)
-        network = f"{settings.model.name} of {model.num_parameters():,} parameters"
-        if settings.model.params:
-            network += f", {model.config.hidden_size} wide, {model.config.num_hidden_layers} layers"
-        logger.info("%s; %s", network, _summary(settings, facts))
+        per_step = settings.train.batch_size * settings.train.gradient_accumulation * processes
+        logger.info("%s", task.summarize(model, facts, per_step))
     clock.start(0.0)
     try:
         with clock.listening(), quiet_transformers():
@@ -123,49 +113,31 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-    return RunResult(
-        run.path,
-        trainer.state.global_step,
-        interrupted_by=clock.interrupted_by,
-        evaluation=trainer.last_evaluation,
-    )
+    step, kept = trainer.state.global_step, trainer.last_measured
+    kept_step = (settings.train.patience and trainer.best.step) or step
+    if rank == 0 and not clock.interrupted_by:
+        kept = task.finish(run, kept if trainer.measured_at == kept_step else None, trainer.args.device)
+    return RunResult(run.path, step, kept_step=kept_step, interrupted_by=clock.interrupted_by, measured=kept)
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
     """So that a run can be resumed from anywhere."""
     data = settings.data
-    files = tuple(name if name == "builtin" else os.path.abspath(name) for name in data.files)
-    is_file = data.tokenizer != "bytes" and not learned_size(data.tokenizer)
-    tokenizer = os.path.abspath(data.tokenizer) if is_file else data.tokenizer
-    return replace(settings, data=replace(data, files=files, tokenizer=tokenizer))
-
-
-def read_data(data: DataSettings) -> tuple[list[Document], list[Document]]:
-    """Documents to train on, and documents held out from the end: a fraction of all, but not too many bytes."""
-    documents = read_documents(data.files)
-    size = sum(len(document.data) for document in documents)
-    if data.tokenizer == "bytes" and size < data.seq_len:
-        raise ValueError(f"{size} bytes of data are fewer than one sequence of seq_len={data.seq_len}; give more text")
-    fraction = min(data.validation_fraction, (data.validation_bytes or size) / size)
-    return split(documents, fraction) if fraction else (documents, [])
+    files, held_out = (
+        tuple(name if name == "builtin" else os.path.abspath(name) for name in names)
+        for names in (data.files, data.validation_files)
+    )
+    labels, held_out_labels = (
+        name and os.path.abspath(name) for name in (data.labels_file, data.validation_labels_file)
+    )
+    tokenizer = os.path.abspath(data.tokenizer) if is_file(data.tokenizer) else data.tokenizer
+    paths = {"files": files, "validation_files": held_out, "labels_file": labels, "tokenizer": tokenizer}
+    paths["validation_labels_file"] = held_out_labels
+    return replace(settings, data=replace(data, **paths))
 
 
 def _arguments(settings: Settings, run: RunDirectory, total: int | None, has_validation: bool) -> TrainingArguments:
     train = settings.train
-    points = SCHEDULE_POINTS if train.minutes else total or ENDLESS
-    shapes = {
-        "cosine": ("cosine_with_min_lr", {"min_lr_rate": train.min_lr_ratio}),
-        # 1-sqrt: the decay that Hägele et al. 2024 (arXiv:2405.18392) found best
-        "wsd": (
-            "warmup_stable_decay",
-            {
-                "num_decay_steps": round(train.decay_ratio * points),
-                "min_lr_ratio": train.min_lr_ratio,
-                "decay_type": "1-sqrt",
-            },
-        ),
-    }
-    scheduler, scheduler_kwargs = shapes[train.schedule]
     on_cpu = train.device == "cpu"
     return TrainingArguments(
         output_dir=str(run.checkpoints),
@@ -173,9 +145,14 @@ def _arguments(settings: Settings, run: RunDirectory, total: int | None, has_val
         per_device_train_batch_size=train.batch_size,
         gradient_accumulation_steps=train.gradient_accumulation,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=scheduler,
-        lr_scheduler_kwargs=scheduler_kwargs,
-        warmup_steps=round(train.warmup_ratio * points),
+        **schedule_arguments(
+            train.schedule,
+            steps=total,
+            minutes=train.minutes,
+            warmup_ratio=train.warmup_ratio,
+            decay_ratio=train.decay_ratio,
+            min_lr_ratio=train.min_lr_ratio,
+        ),
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
         adam_beta2=train.adam_beta2,
@@ -195,39 +172,8 @@ def _arguments(settings: Settings, run: RunDirectory, total: int | None, has_val
         use_cache=True,  # what is written to config.json, where it is about generation
         ddp_backend="gloo" if on_cpu and "WORLD_SIZE" in os.environ else None,
         ddp_find_unused_parameters=False,
-        train_sampling_strategy="sequential",  # ShuffledWindows has shuffled
+        train_sampling_strategy="sequential",  # make_items has shuffled
         remove_unused_columns=False,
-    )
-
-
-def data_digest(train: Sequence[Document], validation: Sequence[Document]) -> str:
-    """The sha256 that a run's data.json knows its data by."""
-    digest = hashlib.sha256()
-    for part in (train, validation):
-        for document in part:
-            digest.update(len(document.data).to_bytes(8, "big") + document.data)
-    return digest.hexdigest()
-
-
-def _facts(train: Sequence[Document], validation: Sequence[Document], sequences: int, processes: int) -> dict[str, Any]:
-    """What a resumed run must find unchanged."""
-    return {
-        "sha256": data_digest(train, validation),
-        "training_bytes": sum(len(document.data) for document in train),
-        "validation_bytes": sum(len(document.data) for document in validation),
-        "documents": len(train) + len(validation),
-        "sequences": sequences,
-        "processes": processes,
-    }
-
-
-def _summary(settings: Settings, facts: dict[str, Any]) -> str:
-    train = settings.train
-    per_step = train.batch_size * train.gradient_accumulation * facts["processes"]
-    return (
-        f"{facts['training_bytes']:,} bytes to train on, {facts['validation_bytes']:,} held out;"
-        f" {facts['sequences']:,} sequences of {settings.data.seq_len} tokens, {per_step} a step,"
-        f" {max(1, facts['sequences'] // per_step):,} steps a pass"
     )
 
 
@@ -251,15 +197,17 @@ def _is_last(checkpoint: Path, settings: Settings) -> bool:
     """Whether a run of these settings ends with this checkpoint."""
     train = settings.train
     steps = train.steps or (0 if train.minutes else DEFAULT_STEPS)
-    seconds = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))["seconds"]
+    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    seconds = progress["seconds"]
     out_of_time = train.minutes > 0 and seconds >= 60 * train.minutes
-    return out_of_time or (steps > 0 and checkpoint_step(checkpoint) >= steps)
+    out_of_patience = 0 < train.patience <= progress.get("best", {}).get("waited", 0)
+    return out_of_time or out_of_patience or (steps > 0 and checkpoint_step(checkpoint) >= steps)
 
 
-def _refuse_other_data(run: RunDirectory, facts: dict[str, Any]) -> None:
+def _refuse_other_data(run: RunDirectory, task: Task, facts: dict[str, Any]) -> None:
     before = run.read_data()
     if before["sha256"] != facts["sha256"]:
-        sizes = [f"{of['training_bytes']:,} + {of['validation_bytes']:,} bytes" for of in (before, facts)]
+        sizes = [task.describe_data(of) for of in (before, facts)]
         raise ValueError(
             f"{run.path}: the data have changed since this run began ({sizes[0]} then, {sizes[1]} now); start a new run"
         )

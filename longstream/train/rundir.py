@@ -2,7 +2,8 @@
 
 config.json, generation_config.json, model.safetensors, tokenizer files    the model, as transformers reads it
 settings.toml, data.json                                                   what was asked for; what was trained on
-metrics.jsonl, tensorboard/, loss.png, samples/, evaluation.json           what came of it
+metrics.jsonl, tensorboard/, loss.png, samples/, evaluation.json           what came of it; of tasks on sequences
+report.json, report.md and PICTURES                                        the report on what was held out
 checkpoints/checkpoint-<step>/                                             the model again, and what resuming needs
 """
 
@@ -16,17 +17,24 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from longstream.train.settings import Settings, build_settings, read_toml, to_toml
-
-if TYPE_CHECKING:
-    from longstream.train.tokenizer import Tokenizer
 
 logger = logging.getLogger("longstream")
 
 # Everything a run may leave behind; nothing else is ever deleted.
-RUN_FILES = ("settings.toml", "data.json", "metrics.jsonl", "loss.png", "evaluation.json")
+PICTURES = ("confusion.png", "regression.png", "horizons.png", "forecasts.png")  # of reports on sequences
+RUN_FILES = (
+    "settings.toml",
+    "data.json",
+    "metrics.jsonl",
+    "loss.png",
+    "evaluation.json",
+    "report.json",
+    "report.md",
+    *PICTURES,
+)
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
 RUN_FOLDERS = ("checkpoints", "samples", "tensorboard")
 RESUME_FILES = (
@@ -104,6 +112,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.plot = self.path / "loss.png"
         self.evaluation = self.path / "evaluation.json"
+        self.report = self.path / "report.json"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
@@ -135,7 +144,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             write_text(path, text)
-        self.samples.mkdir()
+        if settings.data.task == "next-token":
+            self.samples.mkdir()
         self.checkpoints.mkdir()
 
     def read_settings(self) -> Settings:
@@ -179,10 +189,11 @@ class RunDirectory:
         """The checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("checkpoint-*"), key=checkpoint_step)
 
-    def drop_old_checkpoints(self, keep: int) -> None:
-        """Delete all but the ``keep`` newest checkpoints; 0 keeps all."""
+    def drop_old_checkpoints(self, keep: int, spare: int = 0) -> None:
+        """Delete all but the ``keep`` newest checkpoints and that of step ``spare``; keep=0 keeps all."""
         for checkpoint in self.list_checkpoints()[:-keep] if keep else []:
-            remove(checkpoint)
+            if checkpoint_step(checkpoint) != spare:
+                remove(checkpoint)
 
     def publish(self, checkpoint: Path) -> None:
         """Copy a checkpoint's model and tokenizer to the top of the run; the weights are swapped in one step."""
@@ -237,58 +248,3 @@ def why_not_resumable(checkpoint: Path, processes: int = 1) -> str | None:
         except (SafetensorError, zipfile.BadZipFile, ValueError) as error:
             return f"{file} is damaged or cut short: {error}"
     return None
-
-
-class LoadedRun(NamedTuple):
-    """A trained model, ready to evaluate or to write."""
-
-    model: Any  # a causal language model of longstream.hf
-    tokenizer: Tokenizer
-
-
-def load_run(path: str | Path) -> LoadedRun:
-    """The model and tokenizer of a run, a checkpoint, or any folder in transformers' format with a model of ours.
-
-    Raises:
-        FileNotFoundError: a file is missing; the message says which.
-        ValueError: a file is damaged or of another kind of model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from longstream import hf
-    from longstream.train.tokenizer import load_tokenizer
-
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such run directory")
-    config, weights = path / "config.json", path / "model.safetensors"
-    if not config.is_file() or not weights.is_file():
-        missing = weights if config.is_file() else config
-        saved = "; nothing has been saved yet" if (path / "settings.toml").is_file() else ""
-        raise FileNotFoundError(f"{path} holds no trained model: {missing.name} is missing{saved}")
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} is not the configuration of a model: {error}") from None
-    types = [known.model_type for known in (hf.HGRNConfig, hf.HGRN2Config, hf.LongstreamConfig)]
-    if model_type not in types:
-        raise ValueError(f"{config} is of a {model_type!r} model; longstream reads {', '.join(types)}")
-    tokenizer = load_tokenizer(path)
-    with quiet_transformers():  # what does not fit is said below, in a line and not in a table
-        options: dict[str, Any] = {
-            "use_safetensors": True,
-            "local_files_only": True,
-            "ignore_mismatched_sizes": True,
-        }
-        load: Any = AutoModelForCausalLM.from_pretrained
-        model, found = load(path, output_loading_info=True, **options)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, found.get(kind) or ())):
-            raise ValueError(
-                f"{weights} does not fit {config}: {len(keys)} {kind.replace('_keys', '')} tensors, such as {keys[0]}"
-            )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
-        )
-    return LoadedRun(model.eval(), tokenizer)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from longstream.baselines.language import context_limit
+from longstream.train.rundir import quiet_transformers
 from longstream.train.tokenizer import Tokenizer
 
 # Outside of these a temperature is greedy or uniform in all but name, and float32 logits divided by it overflow or end
@@ -53,8 +55,8 @@ class TextStreamer(BaseStreamer):
 
 
 def room_after(model: Any, tokenizer: Tokenizer, prompt: bytes) -> int:
-    """How many tokens fit behind a prompt into the longest sequence of a model with Hyena; else as good as any."""
-    limit = model.config.to_model_config().max_seq_len
+    """How many tokens fit behind a prompt into the longest sequence of Hyena or Llama; else as good as any."""
+    limit = context_limit(model)
     return sys.maxsize if limit is None else limit - len(tokenizer.encode(prompt))  # the last token is not fed back
 
 
@@ -100,7 +102,7 @@ def sample_text(
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(seed)
         out = model.generate(
             input_ids=ids,

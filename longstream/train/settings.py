@@ -3,18 +3,21 @@
 Each field below is a command-line flag (``--learning-rate``), a key of the TOML file (``learning_rate`` under
 ``[train]``) and a dotted override (``train.learning_rate=1e-3``); its annotation is the type check and its ``help`` the
 line that ``--help`` prints. Later sources win: defaults, preset, TOML file, flags, overrides.
+
+More than 300 lines, because the one declaration of all settings is what everything else reads.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
+
+from longstream.train.values import convert, is_unicode, toml_value
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,16 +28,34 @@ DEFAULT_STEPS = 1000  # when neither steps nor minutes are given
 MOST_THREADS = 1024  # torch takes any number, and some hundred thousand crash it
 
 
-def _setting(default: Any, help: str, *, flag: str = "", resumable: bool = False, rare: bool = False) -> Any:
-    """A field with its help line; ``resumable``: may change when a run is resumed; ``rare``: has no line of its own."""
-    return field(default=default, metadata={"help": help, "flag": flag, "resumable": resumable, "rare": rare})
+TASKS = ("next-token", "classify", "regress", "forecast")
+TEXT, LABELED, FRAMES = TASKS[:1], TASKS[1:3], TASKS[1:]
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    flag: str = "",
+    resumable: bool = False,
+    rare: bool = False,
+    tasks: tuple[str, ...] = TASKS,
+) -> Any:
+    """A field with its help line.
+
+    ``resumable``: may change when a run is resumed; ``rare``: has no line of its own; ``tasks``: that it is for.
+    """
+    metadata = {"help": help, "flag": flag, "resumable": resumable, "rare": rare, "tasks": tasks}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The network. The vocabulary size comes from the tokenizer."""
 
-    name: Literal["hgrn2", "hgrn", "hyena", "hybrid"] = _setting("hgrn2", "hgrn2, hgrn, hyena, hybrid", flag="--model")
+    name: Literal[
+        "hgrn2", "hgrn", "hyena", "hybrid", "llama", "mamba", "mamba2", "gru", "lstm", "edifice-hgrn", "edifice-hyena"
+    ] = _setting("hgrn2", "hgrn2, hgrn, hyena, hybrid, llama, mamba, mamba2, gru, lstm", flag="--model")
     params: str = _setting("", "size, as 2M: picks hidden size, MLP and layers")
     hidden_size: int = _setting(256, "channels of the residual stream")
     num_hidden_layers: int = _setting(4, "blocks, each a mixer and an MLP")
@@ -43,10 +64,15 @@ class ModelSettings:
     intermediate_size: int = _setting(0, "MLP width itself; 0: from hidden ratio")
     use_short_conv: bool = _setting(False, "short convolutions on the mixer's projections")
     conv_size: int = _setting(4, "taps of those convolutions", rare=True)
-    tie_word_embeddings: bool = _setting(False, "one matrix for embedding and output")
-    recurrence_ratio: int = _setting(1, "HGRN: channels of the recurrence over hidden size", rare=True)
+    tie_word_embeddings: bool = _setting(False, "one matrix for embedding and output", rare=True)
+    direction: Literal["causal", "bidirectional", "2d", "2d_parallel", "2d_series"] = _setting(
+        "causal", "bidirectional, or 2d of images", tasks=LABELED, rare=True
+    )
+    recurrence_ratio: int = _setting(1, "HGRN, GRU, LSTM: channels of the recurrence over hidden size", rare=True)
     hyena_order: int = _setting(2, "Hyena: gates, one more than long convolutions", rare=True)
-    max_seq_len: int = _setting(0, "Hyena: longest sequence; 0: that of training", rare=True)
+    max_seq_len: int = _setting(0, "Hyena, Llama: longest sequence; 0: that of training", rare=True)
+    pooling: Literal["", "mean", "last"] = _setting("", "of a sequence: mean, last", tasks=LABELED, rare=True)
+    dropout: float = _setting(0.0, "of the residual branches", tasks=FRAMES, rare=True)
     attention_every: int = _setting(4, "hybrid: of so many layers the last is attention", rare=True)
     attention_window: int = _setting(256, "hybrid: tokens that attention sees", rare=True)
 
@@ -57,6 +83,7 @@ class ModelSettings:
         for name in ("recurrence_ratio", "attention_every", "attention_window"):
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         _require(self, "hyena_order", self.hyena_order >= 2, ">= 2")
+        _require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
         _require(self, "max_seq_len", self.max_seq_len >= 0, ">= 0")
         if self.params:
             parse_count(self.params)
@@ -80,17 +107,46 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What is read, and how it becomes tokens."""
+    """What is read, and what is asked of it."""
 
     files: tuple[str, ...] = _setting((), "files to train on, or 'builtin'", flag="--data")
-    tokenizer: str = _setting("bytes", "'bytes', 'bpe:N' to learn N tokens, or a tokenizer.json")
-    seq_len: int = _setting(512, "tokens per sequence")
-    validation_fraction: float = _setting(0.1, "held out, from the end of the data")
-    validation_bytes: int = _setting(500_000, "held out at most; 0: no limit", rare=True)
+    task: Literal["next-token", "classify", "regress", "forecast"] = _setting(
+        "next-token", "next-token, classify, regress, forecast"
+    )
+    validation_files: tuple[str, ...] = _setting((), "files held out instead of a part", flag="--validation-data")
+    tokenizer: str = _setting("bytes", "'bytes', 'dna', 'bpe:N' (learned), or a tokenizer.json", tasks=TEXT)
+    seq_len: int = _setting(512, "tokens per sequence; forecast: frames")
+    validation_fraction: float = _setting(0.1, "held out: text and forecast from the end")
+    validation_bytes: int = _setting(500_000, "held out at most; 0: no limit", rare=True, tasks=TEXT)
+    hold_out_groups: tuple[str, ...] = _setting(
+        (), "to hold out, as subjects", flag="--hold-out-group", tasks=LABELED, rare=True
+    )
+    split_seed: int = _setting(0, "of what is held out", rare=True, tasks=LABELED)
+    rows: Literal["auto", "frames", "sequences"] = _setting("auto", "what a table's rows are", tasks=FRAMES, rare=True)
+    layout: Literal["time-channels", "channels-time"] = _setting(
+        "time-channels", "axes of an array", tasks=FRAMES, rare=True
+    )
+    as_grid: bool = _setting(False, "images as grids", tasks=FRAMES, rare=True)
+    channels: tuple[str, ...] = _setting((), "columns to read; none: all others", tasks=FRAMES, rare=True)
+    text_column: str = _setting("", "of a table", tasks=TEXT, rare=True)
+    sequence_column: str = _setting("", "says which sequence a row is of", tasks=FRAMES, rare=True)
+    label_column: str = _setting("", "the classes", tasks=FRAMES, rare=True)
+    labels_file: str = _setting("", "the classes, in a file of their own", tasks=LABELED, rare=True)
+    validation_labels_file: str = _setting("", "those of the validation files", tasks=LABELED, rare=True)
+    label_from: Literal["", "folder", "file"] = _setting("", "the classes, by name", tasks=LABELED, rare=True)
+    target_columns: tuple[str, ...] = _setting((), "what to predict", tasks=("regress",), rare=True)
+    group_column: str = _setting("", "says what must stay together", tasks=FRAMES, rare=True)
+    target_channels: tuple[str, ...] = _setting((), "to forecast; none: all", tasks=("forecast",), rare=True)
+    horizon: int = _setting(1, "forecast: frames ahead", tasks=("forecast",), rare=True)
+    stride: int = _setting(1, "forecast: frames between evaluated forecasts", tasks=("forecast",), rare=True)
+    season: int = _setting(1, "forecast: frames of the seasonal-naive baseline", tasks=("forecast",), rare=True)
 
     def __post_init__(self) -> None:
         _require(self, "seq_len", self.seq_len >= 2, ">= 2")
         _require(self, "validation_bytes", self.validation_bytes >= 0, ">= 0")
+        for name in ("horizon", "stride", "season"):
+            _require(self, name, getattr(self, name) >= 1, ">= 1")
+        _require(self, "split_seed", 0 <= self.split_seed < 2**32, "between 0 and 2**32 - 1")
         _require(self, "validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
 
 
@@ -101,7 +157,7 @@ class TrainSettings:
     steps: int = _setting(0, f"optimizer steps; 0: until --minutes, else {DEFAULT_STEPS}", resumable=True)
     minutes: float = _setting(0.0, "stop in time, schedule complete; 0: no limit", resumable=True)
     batch_size: int = _setting(8, "sequences per process and forward pass")
-    gradient_accumulation: int = _setting(1, "forward passes per step")
+    gradient_accumulation: int = _setting(1, "forward passes per step", rare=True)
     learning_rate: float = _setting(3e-3, "peak learning rate")
     schedule: Literal["cosine", "wsd"] = _setting("cosine", "wsd: warm up, stay, decay")
     warmup_ratio: float = _setting(0.02, "part of the run spent warming up")
@@ -113,9 +169,12 @@ class TrainSettings:
     max_grad_norm: float = _setting(1.0, "gradient clipping; 0: none")
     bf16: bool = _setting(False, "bfloat16 autocast")
     gradient_checkpointing: bool = _setting(False, "less memory, more time")
+    chunk: int = _setting(0, "truncated backpropagation by so many tokens or frames; 0: none")
+    class_weights: bool = _setting(False, "rare classes count as much as frequent ones", tasks=("classify",), rare=True)
+    patience: int = _setting(0, "evaluations without a better one that end the run; 0: no limit", resumable=True)
     eval_every: int = _setting(200, "steps; 0: at the end only", resumable=True)
     save_every: int = _setting(200, "steps; 0: at the end only", resumable=True)
-    log_every: int = _setting(10, "steps", resumable=True)
+    log_every: int = _setting(10, "steps", resumable=True, rare=True)
     keep: int = _setting(2, "checkpoints kept; 0: all", resumable=True, rare=True)
     sample_tokens: int = _setting(256, "length of the sample per evaluation; 0: none", resumable=True)
     sample_prompt: str = _setting("", "what samples start from", resumable=True, rare=True)
@@ -124,7 +183,7 @@ class TrainSettings:
     device: Literal["cpu", "auto"] = _setting("cpu", "auto: a GPU where there is one", resumable=True, rare=True)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "eval_every", "save_every", "keep", "sample_tokens"):
+        for name in ("steps", "chunk", "patience", "eval_every", "save_every", "keep", "sample_tokens"):
             _require(self, name, getattr(self, name) >= 0, ">= 0")
         _require(self, "threads", 0 <= self.threads <= MOST_THREADS, f"between 0 and {MOST_THREADS}")
         _require(self, "seed", 0 <= self.seed < 2**32, "between 0 and 2**32 - 1")  # NumPy's range
@@ -150,7 +209,17 @@ class Settings:
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        fits = self.model.name != "hyena" or not 0 < self.model.max_seq_len < self.data.seq_len
+        task = self.data.task
+        if task == "next-token":
+            no_text = not self.model.name.startswith("edifice-")
+            _require(self.model, "name", no_text, "a model of text; this one takes frames, as --task classify")
+        for section in (self.model, self.data, self.train):
+            for f in fields(section):
+                if task not in f.metadata["tasks"] and getattr(section, f.name) != f.default:
+                    others = " or ".join(f.metadata["tasks"])
+                    _require(section, f.name, False, f"left out with task {task}: it is for {others}")
+        limited = self.model.name in ("hyena", "llama") and task not in LABELED
+        fits = not (limited and 0 < self.model.max_seq_len < self.data.seq_len)
         _require(self.model, "max_seq_len", fits, f"0 or >= data.seq_len={self.data.seq_len}")
 
 
@@ -239,7 +308,7 @@ def build_settings(*sources: Mapping[str, Any]) -> Settings:
             if key not in known:
                 raise ValueError(f"unknown setting {key!r}{nearest(key, known)}")
             section, name = key.split(".")
-            sections[section][name] = _convert(key, value, known[key][1])
+            sections[section][name] = convert(key, value, known[key][1])
     return Settings(**{name: hint(**sections[name]) for name, hint in get_type_hints(Settings).items()})
 
 
@@ -276,53 +345,9 @@ def to_toml(settings: Settings) -> str:
     """
     for key, value in flatten(settings).items():
         for text in value if isinstance(value, tuple) else [value]:
-            if isinstance(text, str) and not _is_unicode(text):
+            if isinstance(text, str) and not is_unicode(text):
                 raise ValueError(f"{key} must be UTF-8 text, which is all that settings.toml can hold, got {text!r}")
     lines = []
     for section, values in asdict(settings).items():
-        lines += [f"[{section}]", *(f"{name} = {_toml_value(value)}" for name, value in values.items()), ""]
+        lines += [f"[{section}]", *(f"{name} = {toml_value(value)}" for name, value in values.items()), ""]
     return "\n".join(lines)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a string is free of the surrogates that stand for bytes of a file name or command line."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL; surrogate pairs are avoided by ensure_ascii
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    """``value`` as ``hint``; strings come from the command line, everything else from TOML or Python."""
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"{key} must be one of {', '.join(get_args(hint))}, got {value!r}")
-        return value
-    if get_origin(hint) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise ValueError(f"{key} must be a list of strings, got {value!r}")
-        return tuple(items)
-    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
-    try:
-        if hint is bool and isinstance(value, str):
-            return {"true": True, "false": False}[value.lower()]
-        if hint in (int, float) and isinstance(value, str):
-            return hint(value)
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-    except (KeyError, ValueError):
-        pass
-    else:
-        if type(value) is hint:
-            return value
-    raise ValueError(f"{key} must be {words[hint]}, got {value!r}")

@@ -1,13 +1,13 @@
-"""From bytes to token ids and back: raw bytes, or any file of the Hugging Face ``tokenizers`` library.
+"""From bytes to token ids and back: raw bytes, bases of DNA, or any file of the Hugging Face ``tokenizers`` library.
 
-Both kinds put one boundary token in front of every document; it serves as bos, eos and pad and stands for no bytes.
+Every kind puts one boundary token in front of every document; it serves as bos, eos and pad and stands for no bytes.
 Saved next to a model, both load with ``transformers.AutoTokenizer``.
 """
 
 import json
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -76,6 +76,41 @@ class ByteTokenizer:
             "model": {"type": "BPE", "vocab": BYTE_VOCABULARY, "merges": []},
         }
         _save(directory, json.dumps(content, indent=1), BOUNDARY)
+
+
+class DNATokenizer:
+    """HyenaDNA's ids of A, C, G, T and N, in either case, and of [UNK] for other letters; the boundary is its [SEP]."""
+
+    vocab_size = 12
+    boundary_id = 1
+
+    def encode(self, data: bytes) -> np.ndarray:
+        from longstream.hf.dna_tokenizer import encode_bases
+
+        return encode_bases(data).astype(np.int32)
+
+    def encode_document(self, document: Document) -> np.ndarray:
+        from longstream.hf.dna_tokenizer import VOCABULARY
+
+        ids = self.encode(document.data)
+        if unknown := int((ids == VOCABULARY["[UNK]"]).sum()):
+            said = f"{document.name}: {unknown:,} of {len(ids):,} letters are none of A, C, G, T and N"
+            if 2 * unknown > len(ids):
+                raise ValueError(f"{said}; the tokenizer 'dna' is for DNA, in FASTA or plain")
+            logger.warning("%s, and become [UNK]", said)
+        return np.concatenate([[self.boundary_id], ids], dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        from longstream.hf.dna_tokenizer import SPECIAL_TOKENS, VOCABULARY
+
+        letters = {number: letter for letter, number in VOCABULARY.items() if letter not in SPECIAL_TOKENS}
+        letters[VOCABULARY["[UNK]"]] = "?"
+        return "".join(letters.get(int(token_id), "") for token_id in ids).encode()
+
+    def save(self, directory: str | Path) -> None:
+        from longstream.hf.dna_tokenizer import HyenaDNATokenizer
+
+        HyenaDNATokenizer().save_pretrained(directory)
 
 
 class JsonTokenizer:
@@ -150,13 +185,29 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"{file}: not a file of the tokenizers library") from None
     if model.get("vocab") == BYTE_VOCABULARY and not model.get("merges"):
         return ByteTokenizer()
+    if model.get("type") == "WordLevel" and set(model.get("vocab", ())) == _dna_vocabulary():
+        return DNATokenizer()
     return JsonTokenizer(file)
 
 
+def _dna_vocabulary() -> set[str]:
+    from longstream.hf.dna_tokenizer import VOCABULARY
+
+    return set(VOCABULARY)
+
+
+NAMED: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "dna": DNATokenizer}
+
+
+def is_file(setting: str) -> bool:
+    """Whether a setting of a tokenizer names a file."""
+    return setting not in NAMED and not learned_size(setting)
+
+
 def make_tokenizer(setting: str, documents: Iterable[Document]) -> Tokenizer:
-    """The tokenizer that a setting names: "bytes", "bpe:N" (N tokens learned from ``documents``), or a JSON file."""
-    if setting == "bytes":
-        return ByteTokenizer()
+    """The tokenizer that a setting names: "bytes", "dna", "bpe:N" (N tokens of ``documents``), or a JSON file."""
+    if setting in NAMED:
+        return NAMED[setting]()
     if size := learned_size(setting):
         with tempfile.TemporaryDirectory() as directory:
             return train_bpe(documents, size, Path(directory) / "tokenizer.json")

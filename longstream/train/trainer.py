@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +22,43 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from longstream.models import decays, parameter_groups
 from longstream.train.callbacks import RunClock
-from longstream.train.corpus import Document
-from longstream.train.evaluate import Evaluation, evaluate_documents
-from longstream.train.rundir import RunDirectory, remove, replace
-from longstream.train.sample import room_after, sample_text
+from longstream.train.optimize import OptimizingTrainer
+from longstream.train.rundir import RunDirectory, checkpoint_step, remove, replace
 from longstream.train.settings import Settings
-from longstream.train.tokenizer import Tokenizer
+from longstream.train.task import Measured, Task
 
 PROGRESS = "progress.json"
-SCHEDULE_POINTS = 10_000  # resolution of a schedule that follows the clock
 
 
 class Diverged(FloatingPointError):
     """The loss or its gradient is no longer a number."""
 
 
-class Trainer(transformers.Trainer):
+@dataclass
+class Best:
+    """The best evaluation so far."""
+
+    rank: list[float] = field(default_factory=list)
+    step: int = 0
+    waited: int = 0  # evaluations since
+
+    def take(self, rank: Sequence[float], step: int) -> bool:
+        """Whether this evaluation is better than all before."""
+        better = [*rank] > self.rank  # and more than no evaluation
+        self.rank, self.step, self.waited = ([*rank], step, 0) if better else (self.rank, self.step, self.waited + 1)
+        return better
+
+
+class Trainer(OptimizingTrainer):
     """The Trainer of one run.
 
     Args:
-        settings:   what was asked for.
-        run:        where it goes.
-        clock:      decides when it ends; also one of the callbacks.
-        tokenizer:  saved with every checkpoint.
-        validation: documents to evaluate on, possibly none.
-        **kwargs:   of transformers.Trainer.
+        settings: what was asked for.
+        run:      where it goes.
+        clock:    decides when it ends; also one of the callbacks.
+        task:     what it is about: evaluates, and saves what it needs with every checkpoint.
+        **kwargs: of transformers.Trainer.
     """
 
     def __init__(
@@ -56,60 +67,34 @@ class Trainer(transformers.Trainer):
         settings: Settings,
         run: RunDirectory,
         clock: RunClock,
-        tokenizer: Tokenizer,
-        validation: Sequence[Document],
+        task: Task,
         model: PreTrainedModel,
         args: TrainingArguments,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(clock=clock, model=model, args=args, **kwargs)
         self.args, self.network = args, model  # self.model may become something that wraps it
-        self.remove_callback(transformers.PrinterCallback)
-        self.settings, self.run, self.clock, self.tokenizer, self.validation = (
-            settings,
-            run,
-            clock,
-            tokenizer,
-            validation,
-        )
-        self.tokens = 0  # predicted so far, in all processes
-        self.last_evaluation: Evaluation | None = None
+        self.settings, self.run, self.task = settings, run, task
+        self.tokens = 0  # predicted so far, or frames seen, in all processes
+        self.best = Best()
+        self.last_measured: Measured | None = None
+        self.measured_at = -1  # step of that
         self._last_batch: dict[str, Tensor] = {}
         self._staging: Path | None = None
         self._bad_loss: float | None = None
         self._resumed: dict[str, Any] = {}
 
-    # what the optimizer does
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices and embeddings decay; norms, biases and the gates' lower bounds do not."""
-        return [name for name, p in model.named_parameters() if decays(name, p)]
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """transformers' choice of optimizer, on groups that honor the hints of layers, as Hyena's filters give them."""
-        if self.optimizer is None:
-            network = self.network if model is None else model
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
-            groups = parameter_groups(network, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
-            self.optimizer = kind([{k: v for k, v in group.items() if k != "names"} for group in groups], **options)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """transformers' own schedule, read at the run's progress in time where there is a time limit."""
-        if not self.clock.budget:
-            return super().create_scheduler(num_training_steps, optimizer)
-        scheduler: Any = super().create_scheduler(SCHEDULE_POINTS, optimizer)  # a LambdaLR
-        shape = scheduler.lr_lambdas[0]
-        # a lambda and no object: schedulers save an object's attributes, and the clock is none of their business
-        scheduler.lr_lambdas = [lambda step: shape(SCHEDULE_POINTS * self.clock.progress(step))] * len(
-            scheduler.lr_lambdas
-        )
-        return scheduler
-
     # when it must stop
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if chunk := self.settings.train.chunk:
+            model.train()
+            batch = self._prepare_inputs(inputs)
+            scale = 1 / self.current_gradient_accumulation_steps
+            context = self.compute_loss_context_manager
+            loss = self.task.backward_in_chunks(model, batch, chunk, num_items_in_batch, scale, context)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._bad_loss = loss.item()
         return loss
@@ -133,7 +118,7 @@ class Trainer(transformers.Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._last_batch = batches[-1]
-        self.tokens += int(items or 0)
+        self.tokens += self.task.count(batches, items, self.args)
         return batches, items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -143,44 +128,23 @@ class Trainer(transformers.Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Exact figures on the validation documents, shared out among the processes."""
+        """The task's figures on what is held out. With patience, a better model is kept, and none for long ends it."""
         started = time.monotonic()
-        ranks, rank = self.args.world_size, self.args.process_index
-        by_length = sorted(self.validation, key=lambda document: len(document.data), reverse=True)
-        mine = evaluate_documents(self.network, self.tokenizer, by_length[rank::ranks])
-        sums = torch.tensor(mine, dtype=torch.float64, device=self.args.device)
-        if ranks > 1:
-            dist.all_reduce(sums)
-        nats, tokens, size = sums.tolist()
-        if not math.isfinite(nats):
-            raise self._diverged(self.state.global_step, f"the validation loss is {nats}")
-        found = self.last_evaluation = Evaluation(nats, int(tokens), int(size))
-        metrics = {
-            "eval_loss": found.nats_per_token,
-            "eval_bits_per_byte": found.bits_per_byte,
-            "eval_perplexity": found.perplexity,
-        }
+        step, patience = self.state.global_step, self.settings.train.patience
+        found = self.task.evaluate(self.network, self.args)
+        if not all(map(math.isfinite, found.rank)):
+            raise self._diverged(step, f"the validation figure is {found.rank[0]}")
+        self.last_measured, self.measured_at = found, step
+        better = self.best.take(found.rank, step)
+        metrics = {f"eval_{name}": value for name, value in found.row.items()}
         self.clock.evaluation_seconds = time.monotonic() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if patience and better:
+            self.control.should_save = True
+        elif patience and self.best.waited >= patience:
+            self.control.should_save = self.control.should_training_stop = True
         return metrics
-
-    def sample(self) -> bytes:
-        """The sample text of an evaluation, after its prompt."""
-        train = self.settings.train
-        prompt = train.sample_prompt.encode()
-        length = min(train.sample_tokens, room_after(self.network, self.tokenizer, prompt))
-        if length < 1:
-            return b""
-        return prompt + sample_text(
-            self.network,
-            self.tokenizer,
-            prompt,
-            max_new_tokens=length,
-            temperature=0.8,
-            seed=train.seed,
-            may_end=False,
-        )
 
     # how it is kept
 
@@ -188,11 +152,11 @@ class Trainer(transformers.Trainer):
         return str(self._staging or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Model and tokenizer; not the pickled arguments that transformers would add."""
+        """The model and what the task adds; not the pickled arguments that transformers would add."""
         if self.args.should_save:
             folder = output_dir or str(self.args.output_dir)
             self.network.save_pretrained(folder, state_dict=state_dict)
-            self.tokenizer.save(folder)
+            self.task.save(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Into a folder beside, which gets its name once every process has written its part; then older ones may go."""
@@ -210,8 +174,7 @@ class Trainer(transformers.Trainer):
             self._wait_for_all()
             if self.args.should_save:
                 replace(self._staging / name, self.run.checkpoints / name)
-                self.run.publish(self.run.checkpoints / name)
-                self.run.drop_old_checkpoints(self.settings.train.keep)
+                self._publish_and_drop(self.run.checkpoints / name)
         except (OSError, RuntimeError, SafetensorError) as error:  # for a full disk, each library has its own
             free = shutil.disk_usage(self.run.path).free
             what = f"could not save the checkpoint of step {step}, earlier ones are whole"
@@ -221,9 +184,18 @@ class Trainer(transformers.Trainer):
                 remove(self._staging)
             self._staging = None
 
+    def _publish_and_drop(self, checkpoint: Path) -> None:
+        """Make a new checkpoint the run's model, unless an earlier one is to stay that; then older ones may go."""
+        best = self.best.step if self.settings.train.patience else 0
+        if best in (0, checkpoint_step(checkpoint)):
+            self.run.publish(checkpoint)
+        self.run.drop_old_checkpoints(self.settings.train.keep, spare=best)
+
     def _refuse_to_save_nonsense(self) -> None:
         """Try the last batch on the weights: a step's loss only tells of those before it."""
-        loss = self.network(**self._prepare_inputs(self._last_batch)).loss
+        chunk = self.settings.train.chunk
+        batch = self.task.shorten(self._last_batch, chunk) if chunk else self._last_batch
+        loss = self.network(**self._prepare_inputs(batch)).loss
         # autograd.grad leaves alone what the processes share gradients by
         trained = [p for p in self.network.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -244,6 +216,7 @@ class Trainer(transformers.Trainer):
             "unlogged_loss": unlogged.item() / self.args.world_size,
             "last_logged_step": self._globalstep_last_logged,
             "evaluation_due": self.clock.evaluation_due,
+            "best": asdict(self.best),
         }
 
     def _wait_for_all(self) -> None:
@@ -259,6 +232,7 @@ class Trainer(transformers.Trainer):
         self.network.load_state_dict(saved.state_dict())
         self._resumed = json.loads((Path(resume_from_checkpoint) / PROGRESS).read_text(encoding="utf-8"))
         self.tokens = self._resumed["tokens"]
+        self.best = Best(**self._resumed.get("best", {}))  # runs of earlier versions have none
         self.clock.start(self._resumed["seconds"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -277,6 +251,8 @@ class Trainer(transformers.Trainer):
             self.state.compute_steps(self.args, self.state.max_steps)
             if self._resumed["evaluation_due"]:
                 self.evaluate()
+                if self.args.should_save:  # the checkpoint of this step is there already
+                    self._publish_and_drop(self.run.checkpoints / f"checkpoint-{self.state.global_step}")
 
 
 @contextmanager

@@ -51,4 +51,4 @@ def flags(settings: Settings) -> list[str]:
     """The same settings on a command line."""
     values = flatten(settings)
     files = values.pop("data.files")
-    return ["--data", *files, *(f"{key}={value}" for key, value in values.items())]
+    return ["--data", *files, *(f"{key}={value}" for key, value in values.items() if value != ())]

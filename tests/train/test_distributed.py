@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from longstream.train.loading import load_run
 from longstream.train.run import train
-from longstream.train.rundir import load_run
 from tests.train.runs import flags, losses, metrics, small, write_text
 
 pytestmark = pytest.mark.slow

@@ -17,10 +17,12 @@ import longstream.hf
 from longstream.train.batches import ShuffledWindows
 from longstream.train.corpus import Document
 from longstream.train.evaluate import evaluate_documents
+from longstream.train.loading import load_run
 from longstream.train.models import build_model
-from longstream.train.run import read_data, train
-from longstream.train.rundir import RunDirectory, load_run, written_beside
+from longstream.train.run import train
+from longstream.train.rundir import RunDirectory, written_beside
 from longstream.train.sample import TextStreamer, sample_text
+from longstream.train.text_task import read_data
 from longstream.train.tokenizer import ByteTokenizer, JsonTokenizer, train_bpe
 from longstream.train.trainer import Diverged
 from tests.train.runs import losses, metrics, small, write_text
@@ -131,6 +133,20 @@ def test_evaluation_equals_one_forward_pass_over_each_whole_document(text: Path,
     assert found.perplexity == pytest.approx(math.exp(nats / found.tokens), rel=1e-5)
 
 
+def test_patience_keeps_the_best_model(text: Path, tmp_path: Path):
+    """A rate that ruins what was learned: the first evaluation stays the best."""
+    changes = {"steps": 40, "eval_every": 2, "save_every": 0, "patience": 2, "keep": 1, "sample_tokens": 0}
+    result = train(small(text, **changes, learning_rate=0.5, warmup_ratio=1.0), tmp_path / "run")
+    rows = metrics(tmp_path / "run", "validation")
+    best = min(rows, key=lambda row: row["loss"])
+    assert result.kept_step == best["step"] == result.step - 4
+    assert result.measured is not None
+    assert result.measured.row["loss"] == pytest.approx(best["loss"], rel=1e-6)
+    held_out = read_data(small(text, **changes).data)[1]
+    found = evaluate_documents(*load_run(tmp_path / "run"), held_out)
+    assert found.nats_per_token == pytest.approx(best["loss"], rel=1e-6)
+
+
 def test_documents_learn_where_they_end(tmp_path: Path):
     """The end of a document is a target although the packed batch has a boundary there."""
     files = []
@@ -201,7 +217,7 @@ def test_a_parameter_without_a_gradient_does_not_stop_a_checkpoint(
         model.spare = torch.nn.Parameter(torch.ones(3))
         return model
 
-    monkeypatch.setattr("longstream.train.run.build_model", with_spare)
+    monkeypatch.setattr("longstream.train.text_task.build_model", with_spare)
     assert train(small(text, steps=2, eval_every=0, save_every=1), tmp_path / "run").step == 2
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
 
