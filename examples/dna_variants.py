@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import longstream.hf  # noqa: F401  its import makes the Auto classes know its models
 from longstream.hf.dna import embed, parse_variants, score_variants, variant_windows
 from longstream.sequences.fasta import fasta_records
+from longstream.train.rundir import written_beside
 
 
 def main() -> None:
@@ -45,11 +46,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f"no folder {arguments.model}: fetch a checkpoint with hf download NAME --local-dir FOLDER"
         )
-    if arguments.embeddings is not None and arguments.embeddings.exists():
-        raise FileExistsError(f"{arguments.embeddings} exists already")
+    if arguments.embeddings is not None:
+        check_new_npz(arguments.embeddings)
     genome = dict(fasta_records(arguments.genome))
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
-    size = arguments.size or min(1024, getattr(model.config, "max_position_embeddings", None) or 1024)
+    size = arguments.size
+    if size is None:
+        size = min(1024, getattr(model.config, "max_position_embeddings", None) or 1024)
     options = {"size": size, "batch_size": arguments.batch_size}
     scores = score_variants(model, genome, variants, both_strands=arguments.both_strands, **options)
     table = csv.writer(sys.stdout, lineterminator="\n")
@@ -59,7 +62,19 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.embeddings is not None:
         windows = [variant_windows(variant, genome, size).ref for variant in variants]
         names = np.array([str(variant) for variant in variants])
-        np.savez(arguments.embeddings, embeddings=embed(model, windows, batch_size=arguments.batch_size), names=names)
+        means = embed(model, windows, batch_size=arguments.batch_size)
+        with written_beside(arguments.embeddings) as beside:
+            np.savez(beside, embeddings=means, names=names)
+
+
+def check_new_npz(path: Path) -> None:
+    """Refuse, before anything is computed, a file that cannot or must not be written."""
+    if path.suffix != ".npz":
+        raise ValueError(f"--embeddings must be a file ending in .npz, got {path}")
+    if path.exists():
+        raise FileExistsError(f"{path} exists already")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} in")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
-"""The command line: ``longstream train | evaluate | generate | compare | info | bench``.
+"""The command line: ``longstream train | evaluate | generate | info | compare | convert | bench``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 training diverged; 2 what was asked for cannot be
 done, and one line says why (a traceback, where LONGSTREAM_TRACEBACK is set); 128 + n ended by signal n (130 is Ctrl-C).
-
-All commands stand in this one file, a little over the usual length, because they share their flags and their errors.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_set
 
 USUAL_LENGTH = 500  # tokens that `generate` writes unless told
 COMMANDS = {
-    "train": "train a language model on files",
-    "evaluate": "bits per byte of a trained model, beside xz and bz2",
+    "train": "train a model on text, or on sequences of frames",
+    "evaluate": "what a trained model makes of data: bits per byte, or a report",
     "generate": "continue a prompt",
-    "compare": "runs side by side: figures, pictures, what decoding costs",
     "info": "versions, threads, backends; of a run, what it is",
-    "bench": "time ops and layers beside other packages, and check them",
+    "compare": "runs side by side: figures, pictures, what decoding costs",
     "convert": "write a checkpoint in another format, and prove it",
+    "bench": "time ops and layers beside other packages, and check them",
 }
 
 
@@ -45,9 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     logging.getLogger("longstream").setLevel(logging.INFO if first else logging.WARNING)
-    commands = {"train": _train, "evaluate": _evaluate, "generate": _generate, "info": _info, "bench": _bench}
-    commands["compare"] = _compare
-    commands["convert"] = lambda args, rest: run_convert(args)
+    for talkative in ("torchao", "torch.utils._pytree"):  # installed, they remark on themselves when transformers loads
+        logging.getLogger(talkative).setLevel(logging.ERROR)
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "generate": _generate,
+        "info": _info,
+        "compare": _compare,
+        "convert": lambda args, rest: run_convert(args),
+        "bench": _bench,
+    }
     try:
         if args.command not in ("train", "evaluate") and rest:
             raise ValueError(unknown_option(rest[0], args.options))

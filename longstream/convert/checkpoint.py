@@ -26,6 +26,7 @@ from longstream.convert.tensors import (
     same_bits,
     torch_files,
 )
+from longstream.hf._misfits import describe_misfits
 from longstream.hf.configuration_hyenadna import HyenaDNAConfig
 
 FORMATS = ("longstream", "fla", "hyenadna", "opennlplab", "axon")
@@ -175,7 +176,7 @@ def _open_language_model(path: Path, format: str | None, given: dict[str, Any] |
     if found is None:
         raise ValueError(
             f"convert: {folder / 'config.json'} is of model_type {values.get('model_type')!r}, which is none of"
-            f" {[*_TYPES]}, nor HyenaDNA's or OpenNLPLab's own; --from can say what it is"
+            f" {[*_TYPES]}, nor is it HyenaDNA's or OpenNLPLab's own; --config FILE takes the place of it"
         )
     if found == "opennlplab":
         config: Any = opennlplab.opennlplab_config(values, names)
@@ -255,22 +256,19 @@ def _check(checkpoint: Checkpoint) -> None:
     wanted = {name: tuple(expected.meta(name).shape) for name in expected.names()}
     copies = checkpoint.layout.copies
     got = {name: checkpoint.tensors.meta(name) for name in checkpoint.tensors.names()}
-    problems = []
-    if missing := sorted(wanted.keys() - got.keys()):
-        problems.append(f"missing {', '.join(missing)}")
-    if spare := sorted(got.keys() - wanted.keys() - copies.keys()):
-        problems.append(f"not of this model {', '.join(spare)}")
+    missing, spare = wanted.keys() - got.keys(), got.keys() - wanted.keys() - copies.keys()
+    wrong = []
     for name, tensor in sorted(got.items()):
         shape = wanted.get(name, wanted.get(copies.get(name, "")))
         if shape is not None and tuple(tensor.shape) != shape:
-            problems.append(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+            wrong.append(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
         elif shape is not None and not tensor.is_floating_point():
-            problems.append(f"{name} must be floating point, got {tensor.dtype}")
-    if not problems:
-        problems += [
+            wrong.append(f"{name} must be floating point, got {tensor.dtype}")
+    if not (missing or spare or wrong):
+        wrong += [
             f"{name} must be equal to {other}, which it is tied to, got another"
             for name, other in copies.items()
             if name in got and not same_bits(checkpoint.tensors.get(name), checkpoint.tensors.get(other))
         ]
-    if problems:
-        raise ValueError(f"convert: {checkpoint.path} does not fit its configuration: {'; '.join(problems)}")
+    if misfits := describe_misfits(missing=missing, spare=spare, wrong=wrong):
+        raise ValueError(f"convert: {checkpoint.path} does not fit its configuration: {misfits}")

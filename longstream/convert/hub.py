@@ -14,10 +14,10 @@ def find_source(source: str | Path) -> Path:
             reached.
     """
     path = Path(source)
-    if path.exists():
+    if str(source) and path.exists():
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        raise FileNotFoundError(f"convert: no file or folder {source}")
+        raise FileNotFoundError(f"convert: no file or folder {source or repr(source)}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

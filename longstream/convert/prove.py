@@ -56,7 +56,7 @@ def compare_models(
     what was compared.
 
     Raises:
-        ValueError: it is more than kernels differ by.
+        ValueError: it is more than kernels differ by, or the source's are not finite.
     """
     if logits == "never":
         return None, "not compared, as was asked"
@@ -78,6 +78,10 @@ def compare_models(
         expected = exact if dtype is None else _output(model, given)
         del model
         got = _output(_load(after, wide)[0], given)
+    if not expected.isfinite().all():
+        raise ValueError(
+            f"convert: the source puts out NaN or infinity on {words}, which proves nothing; --logits never leaves it out"
+        )
     difference = largest_difference(got, expected)
     limit = _TOLERANCE[wide] * max(1.0, float(expected.abs().max()))
     if got.shape != expected.shape or not difference <= limit:

@@ -1,5 +1,6 @@
 """Convert a checkpoint, prove that it is the same model, and only then put it in place."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,13 +86,13 @@ def convert(
     ):
         if value not in known:
             raise ValueError(f"convert: {name} must be one of {[word for word in known if word]}, got {value!r}")
-    if not shard_gigabytes > 0:
-        raise ValueError(f"convert: shard_gigabytes must be > 0, got {shard_gigabytes}")
+    if not 0 < shard_gigabytes < math.inf:
+        raise ValueError(f"convert: shard_gigabytes must be > 0 and finite, got {shard_gigabytes}")
     target = Path(target)
     _check_target(target, overwrite)
     path = find_source(source)
-    if path.resolve() == target.resolve():
-        raise ValueError(f"convert: the target must be another place than the source, got {target}")
+    if target.resolve() in (path.resolve(), *path.resolve().parents):  # or --overwrite would delete the source
+        raise ValueError(f"convert: the target must be another place than the source, not around it, got {target}")
     before = open_checkpoint(path, source_format, None if config is None else read_json(Path(config)))
     target_config, layout = make_target(before, to)
     _check_kind(before, to, target, dtype)

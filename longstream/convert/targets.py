@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from longstream.convert.checkpoint import Checkpoint
+from longstream.convert.frames import axon_layout
 from longstream.convert.layouts import Layout, fla_layout, hyenadna_layout, own_layout
 from longstream.hf import HGRN2Config, HGRNConfig, LongstreamConfig
 from longstream.hf.configuration_hyenadna import HyenaDNAConfig
@@ -30,8 +31,6 @@ def make_target(source: Checkpoint, to: str) -> tuple[Any, Layout]:
         which = f"a model of frames, and becomes {frames}" if source.is_frames else f"a language model: {texts}"
         raise ValueError(f"convert: --to {to} is not for {source.path}, which is {which}")
     if source.is_frames:
-        from longstream.convert.frames import axon_layout
-
         ours, layout = axon_layout(source.config, [])
         return source.config, layout if to == "axon" else own_layout(ours)
     if to == "longstream":

@@ -5,6 +5,7 @@ Only torch's own files need a loader that could run code; theirs is told to take
 
 import json
 import math
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -208,12 +209,15 @@ def torch_files(paths: Sequence[Path]) -> Held:
 
 def _load_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by other writers: they are read or refused
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged or a hostile file makes of the loader
-        reason = str(error).strip().splitlines()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no more is said"]
+        found = [line for line in lines if "nsupported" in line]  # the first line advises to unpickle it all the same
         raise ValueError(
             f"convert: {path} is damaged or holds more than tensors, and only tensors are taken from a pickle"
-            f" ({type(error).__name__}: {reason[0] if reason else 'no more is said'}). Where you trust it: torch.save"
+            f" ({type(error).__name__}: {(found or lines)[0]}). Where you trust it: torch.save"
             "({'state_dict': torch.load(FILE, weights_only=False)['state_dict']}, FILE) makes a file that is read here"
         ) from error
 

@@ -27,7 +27,15 @@ def read_npz(path: Path, spec: ReadSpec, task: Task = "") -> Sequences:
     """
     arrays = load_npz(path)
     values = _values(arrays["X"], arrays.get("lengths"), spec, path)
-    known = {} if "y" not in arrays or spec.labels_file else outcomes(arrays["y"], f"{path}: y", len(values), task)
+    known = {}
+    if "y" in arrays and not spec.labels_file:
+        y = arrays["y"]
+        if "lengths" not in arrays and arrays["X"].ndim == 2 and y.ndim and 0 < len(y) < len(values):
+            raise ValueError(
+                f"{path}: X has {len(values)} rows and y {len(y)} outcomes; where sequences lie one behind the other,"
+                " an array lengths (n,) must say how many rows each has"
+            )
+        known = outcomes(y, f"{path}: y", len(values), task)
     if "groups" in arrays:
         known["groups"] = arrays["groups"]
     channels = tuple(map(str, np.atleast_1d(arrays.get("channels", ())).tolist()))
@@ -126,8 +134,10 @@ def _reason(error: BaseException) -> str:
     text = one_line(error)
     if "pickle" not in text.lower():
         return text
-    array = text.partition(": ")[0] if text.startswith("array ") else "it"
-    return f"{array} is not plain numbers or words: {RAGGED}"
+    if "object arrays" in text.lower():
+        array = text.partition(": ")[0] if text.startswith("array ") else "it"
+        return f"{array} is not plain numbers or words: {RAGGED}"
+    return "it does not begin as numpy's files do; if it is a pickle, it is not unpickled, which can run code"
 
 
 def _values(array: np.ndarray, lengths: np.ndarray | None, spec: ReadSpec, path: Path) -> list[np.ndarray]:

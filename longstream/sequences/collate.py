@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from longstream.sequences.config import SequenceConfig
 from longstream.sequences.data import Sequences
+from longstream.sequences.normalize import missing_channels
 
 UNLIMITED = ("hgrn", "hgrn2", "hybrid", "edifice-hgrn", "gru", "lstm")  # networks whose state goes on for ever
 BLOCK = 50  # batches that are sorted by length together: few pads, and still much chance
@@ -233,3 +234,18 @@ def check_fits(who: str, data: Sequences, config: SequenceConfig) -> None:
             raise ValueError(f"{who}: data must have targets to regress, got none")
         if list(data.target_names) != list(config.target_names):
             raise ValueError(f"{who}: data must have the targets {config.target_names}, got {list(data.target_names)}")
+
+
+def check_held_out(who: str, data: Sequences, config: SequenceConfig) -> None:
+    """Raise for sequences that a model of this configuration could not be judged by: before hours of training, not after.
+
+    Beside `check_fits`, every class must be known, and a value may be missing only where the model has an indicator.
+    """
+    check_fits(who, data, config)
+    if config.task == "classify":
+        label_numbers(data, config.classes)
+    if names := [config.channels[i] for i in missing_channels(data.values) if i not in config.indicators]:
+        raise ValueError(
+            f"{who}: what is held out misses values in the channels {names}, where none are missing in training; fill"
+            " them in, or hold out something else"
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from longstream.sequences.arrays import load_idx, load_npy
 from longstream.sequences.data import Sequences
 from longstream.sequences.spec import ReadSpec, Task, outcomes
-from longstream.sequences.tables import numbers, numeric, read_cells, words
+from longstream.sequences.tables import is_number, numbers, numeric, read_cells, words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,10 +23,11 @@ def label_in_order(data: Sequences, spec: ReadSpec, task: Task = "") -> Sequence
         array = load_npy(file) if file.suffix == ".npy" else load_idx(file)
         return replace(data, **_fresh(outcomes(array, str(file), len(data), task)))
     table = read_cells(file)
-    if len(table) == len(data) - 1:
+    if len(table) == len(data) - 1 and _begins_with_a_label(table):
         table = read_cells(file, header=False)
     if len(table) != len(data):
-        raise ValueError(f"{file} has {len(table)} labels, there are {len(data)} sequences")
+        header = f" below a header of {list(map(str, table.columns))!r:.60}" if len(table) == len(data) - 1 else ""
+        raise ValueError(f"{file} has {len(table)} labels{header}, there are {len(data)} sequences")
     return replace(data, **_fresh(_columns(table, file, spec, task, range(len(data)), 0)))
 
 
@@ -69,6 +70,11 @@ def label_by_path(data: Sequences, paths: Sequence[Path], spec: ReadSpec) -> Seq
     for path in paths:
         labels.append(path.resolve().parent.name if spec.label_from == "folder" else path.name.partition(".")[0])
     return replace(data, labels=labels)
+
+
+def _begins_with_a_label(table: pd.DataFrame) -> bool:
+    """Whether what was taken for the header is a first row: it has a number, or a word that occurs below it."""
+    return any(is_number(str(name)) or str(name) in set(table[name].tolist()) for name in table.columns)
 
 
 def _fresh(known: dict[str, Any]) -> dict[str, Any]:

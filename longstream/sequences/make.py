@@ -41,8 +41,8 @@ def make_model(
                          be; None is the longest of ``data``. For a hybrid at most 256 of them count.
         options:         see `SequenceConfig`. Where they have neither window_size nor seq_len, window_size is seq_len.
     Raises:
-        ValueError: the data lack labels or targets, have one class, or are grids where the network takes no grids; an
-            unknown name or channel.
+        ValueError: the data lack labels or targets, have one class, are shorter than the horizon, or are grids where
+            the network takes no grids; an unknown name or channel.
     """
     options = dict(options or {})
     _refuse_unfit(task, data, options)
@@ -53,6 +53,11 @@ def make_model(
     if task == "regress":
         targets = list(data.target_names)
     elif task == "forecast":
+        if horizon >= (frames := int(data.lengths.max())):
+            raise ValueError(
+                f"make_model: horizon must be less than the {frames} frames of the longest series to learn from, got"
+                f" {horizon}"
+            )
         targets = list(target_channels or data.channels)
         if unknown := [channel for channel in targets if channel not in data.channels]:
             raise ValueError(f"make_model: target_channels must be of {list(data.channels)}, got {unknown}")

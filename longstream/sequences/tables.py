@@ -69,7 +69,7 @@ def read_cells(
     cells = first.split() if separator == r"\s+" else next(csv.reader([first], delimiter=separator))
     cells = [cell.strip() for cell in cells]
     if header is None:
-        header = any(cell in named and not _is_number(cell) for cell in cells) or _is_header(cells, rows, path)
+        header = any(cell in named and not is_number(cell) for cell in cells) or _is_header(cells, rows, path)
     width = len(cells)
     if rows == "sequences":
         width = max(
@@ -188,7 +188,7 @@ def words(frame: pd.DataFrame, column: str, path: Path) -> np.ndarray:
 def _is_header(cells: list[str], rows: str, path: Path) -> bool:
     """Whether these cells of the first line look like names of columns: words, or numbers that count from 0 or 1."""
     cells = cells if rows == "frames" else cells[1:]  # a sequence may begin with a word, its label
-    numbers = [cell for cell in cells if _is_number(cell)]
+    numbers = [cell for cell in cells if is_number(cell)]
     if len(numbers) == len(cells):  # as pandas names columns; UCR's text has no header
         counting = [[str(i) for i in range(start, start + len(cells))] for start in (0, 1)]
         return len(cells) > 1 and cells in counting and not _is_ucr(path)
@@ -197,7 +197,8 @@ def _is_header(cells: list[str], rows: str, path: Path) -> bool:
     return all(cell.isdecimal() for cell in numbers) and len(set(numbers)) == len(numbers)
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number, or stands for a missing one."""
     try:
         float(cell)
     except ValueError:

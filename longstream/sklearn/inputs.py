@@ -33,6 +33,8 @@ def read_sequences(who: str, X: Any, layout: str) -> Table:
     """
     _check_layout(who, layout)
     _refuse_object_array(who, X)
+    if isinstance(X, list | tuple) and not X:
+        raise ValueError(f"{who}: X must have one sequence at least, got an empty {type(X).__name__}")
     items = _items(X)
     if items is None:
         array = _numbers(X)

@@ -25,6 +25,7 @@ from longstream.sequences import (
     label_numbers,
 )
 from longstream.sequences.chunks import backward_in_chunks, why_not_chunks
+from longstream.sequences.collate import check_held_out
 from longstream.train.callbacks import RunClock
 from longstream.train.optimize import ENDLESS, OptimizingTrainer, schedule_arguments
 from longstream.train.rundir import quiet_transformers
@@ -256,8 +257,8 @@ def _refuse_unfit(
         raise ValueError("fit_sequences: steps or minutes must be > 0, got neither")
     if patience and held_out is None:
         raise ValueError(f"fit_sequences: patience must be 0 without held-out sequences, got {patience}")
-    if held_out is not None and model.config.task == "classify":
-        label_numbers(held_out, model.config.classes)  # refuses classes that training has not
+    if held_out is not None:
+        check_held_out("fit_sequences", held_out, model.config)
 
 
 def _weights(

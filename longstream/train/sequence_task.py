@@ -26,6 +26,7 @@ from longstream.sequences import (
     label_numbers,
 )
 from longstream.sequences.chunks import backward_in_chunks
+from longstream.sequences.collate import check_held_out
 from longstream.sequences.read import read_sequences
 from longstream.sequences.spec import ReadSpec
 from longstream.sequences.split import split_sequences, split_time
@@ -85,6 +86,8 @@ class SequenceTask(Task):
 
     def make_model(self) -> PreTrainedModel:
         self._model = build_sequence_model(self.settings, self.train, self.held_out)
+        if self.held_out is not None:
+            check_held_out(f"task {self.settings.data.task}", self.held_out, self._model.config)
         self.collator = Collator(self._model.config)
         return self._model
 

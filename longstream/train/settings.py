@@ -148,6 +148,10 @@ class DataSettings:
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         _require(self, "split_seed", 0 <= self.split_seed < 2**32, "between 0 and 2**32 - 1")
         _require(self, "validation_fraction", 0 <= self.validation_fraction < 1, "in [0, 1)")
+        twice = bool(self.hold_out_groups and self.validation_files)
+        _require(self, "hold_out_groups", not twice, "left out with validation_files, which are held out")
+        alone = bool(self.validation_labels_file) and not self.validation_files
+        _require(self, "validation_labels_file", not alone, "left out without validation_files, which it is of")
 
 
 @dataclass(frozen=True, kw_only=True)

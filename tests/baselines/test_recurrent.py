@@ -5,7 +5,7 @@ import torch
 
 from longstream.baselines import GRU, LSTM, GRUConfig, make_backbone
 from longstream.baselines.recurrent import GRUState, LSTMState
-from longstream.models import Backbone, ModelConfig, State
+from longstream.models import Backbone, HGRN2Config, ModelConfig, State
 from longstream.testing import assert_equivalent
 
 
@@ -37,7 +37,8 @@ def test_what_it_computes_is_what_torch_computes(kind: type):
 
 def test_an_lstm_begins_with_open_forget_gates():
     layer = LSTM(4)
-    Backbone(ModelConfig(hidden_size=4, num_layers=1)).init_weights(layer.rnn)  # as every model initializes its parts
+    backbone = Backbone(ModelConfig(hidden_size=4, num_layers=1, mixer=HGRN2Config(expand_ratio=4)))
+    backbone.init_weights(layer.rnn)  # as every model initializes its parts
     total = layer.rnn.get_parameter("bias_ih_l0") + layer.rnn.get_parameter("bias_hh_l0")
     assert torch.equal(total[4:8], torch.ones(4))
     assert not torch.equal(total[:4], torch.ones(4))

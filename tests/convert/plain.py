@@ -1,4 +1,4 @@
-"""Checkpoints as others leave them, and the authors' language models written out in plain torch."""
+"""Checkpoints as others leave them, and the authors' language models written out in plain torch; a refusal."""
 
 import json
 import math
@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from longstream.convert import convert
 from tests import golden
 from tests.hf.conftest import write_fla
 
@@ -207,3 +209,22 @@ def axon_arrays(name):
 def savez(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     np.savez(path, **arrays)  # type: ignore[arg-type]
     return path
+
+
+def copy_of(folder, target, change=lambda weights: weights, **values):
+    """The folder with other weights and other fields, at ``target``."""
+    target.mkdir()
+    config = json.loads((folder / "config.json").read_text()) | values
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(change(load_file(folder / "model.safetensors")), target / "model.safetensors")
+    return target
+
+
+def refused(says, *args, kind: type[Exception] = ValueError, **options):
+    """What convert says in one line, when it leaves nothing behind."""
+    with pytest.raises(kind, match=says) as caught:
+        convert(*args, **({"to": "longstream"} | options))
+    assert "\n" not in str(caught.value)
+    assert not Path(args[1]).exists()
+    assert not list(Path(args[1]).parent.glob(".writing-*"))
+    return str(caught.value)

@@ -212,8 +212,10 @@ def test_the_example(files, monkeypatch, capsys):
     [
         ("chrom,pos,ref,alt\nchrZ,1,A,C\n", (), "chromosome must be one of chr1, chr2, got chrZ"),
         ("chrom,pos,ref,alt\n", (), "expected variants, got none"),
-        (None, ("--embeddings", "."), ". exists already"),
+        (None, ("--embeddings", "windows"), "--embeddings must be a file ending in .npz, got windows"),
+        (None, ("--embeddings", "none/windows.npz"), "no folder none to write windows.npz in"),
         (None, ("--size", 100), "windows must have at most 66 bases"),
+        (None, ("--size", 0), "the window must be longer than the alleles, got 0 bases"),
     ],
 )
 def test_the_example_says_what_is_wrong_in_a_line(files, monkeypatch, capsys, lines, more, message):
@@ -224,6 +226,16 @@ def test_the_example_says_what_is_wrong_in_a_line(files, monkeypatch, capsys, li
         run_example(monkeypatch, folder / "model", folder / "genome.fa.gz", folder / "variants.csv", *more)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_example_overwrites_nothing(files, monkeypatch, capsys):
+    folder, _ = files
+    (folder / "windows.npz").write_text("mine")
+    paths = (folder / "model", folder / "genome.fa.gz", folder / "variants.csv")
+    with pytest.raises(SystemExit):
+        run_example(monkeypatch, *paths, "--embeddings", folder / "windows.npz")
+    assert "windows.npz exists already" in capsys.readouterr().err
+    assert (folder / "windows.npz").read_text() == "mine"
 
 
 def test_the_example_wants_a_folder_and_files(files, monkeypatch, capsys):

@@ -192,6 +192,7 @@ def test_idx_is_known_by_its_first_bytes(tmp_path):
         ({"X": X[:0]}, "no sequences"),
         ({"X": X, "y": [1, 2]}, r"y: there must be one outcome a sequence, 4, got an array of shape \(2,\)"),
         ({"X": X, "y": np.float64(3)}, "one outcome a sequence"),
+        ({"X": X[0], "y": [1, 2]}, "5 rows and y 2 outcomes; .* an array lengths"),
         ({"X": X, "groups": [1, 2]}, "groups must be one a sequence, 4, got 2"),
         ({"X": X, "channels": ["a"]}, "must name the 3 channels .* got 1"),
         ({"X": X[0], "lengths": [1, 2]}, "make 3 frames, X has 5"),
@@ -249,8 +250,9 @@ def test_files_of_another_kind_or_cut_short_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="is empty"):
         read_sequences([path])
     path.write_bytes(b"not an array at all, " * 9)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=name) as refusal:
         read_sequences([path])
+    assert "np.savez" not in str(refusal.value)  # advice on ragged arrays would lead astray
     if name == "a.npy":
         np.save(path, X)
     elif name == "a.npz":
@@ -274,6 +276,12 @@ def test_labels_that_do_not_match_in_number_are_refused(tmp_path):
     for name in ("y.npy", "y.csv"):
         with pytest.raises(ValueError, match=f"{name}.* (4|3)"):
             read_sequences([tmp_path / "X.npy"], ReadSpec(labels_file=str(tmp_path / name)))
+    (tmp_path / "header.csv").write_text("label\na\nb\na\n")  # the header is not the first label
+    with pytest.raises(ValueError, match=r"3 labels below a header of \['label'\], there are 4"):
+        read_sequences([tmp_path / "X.npy"], ReadSpec(labels_file=str(tmp_path / "header.csv")))
+    (tmp_path / "numbers.csv").write_text("3\n1\n2\n0\n")  # all different, but no header
+    data = read_sequences([tmp_path / "X.npy"], ReadSpec(labels_file=str(tmp_path / "numbers.csv")))
+    assert known(data.labels).tolist() == ["3", "1", "2", "0"]
     with pytest.raises(ValueError, match="labels-idx2-ubyte: there must be one outcome a sequence, 3"):
         read_sequences([tmp_path / "images-idx2-ubyte"])
     with pytest.raises(FileNotFoundError, match=r"no file .*none\.csv"):

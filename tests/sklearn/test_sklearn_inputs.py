@@ -88,7 +88,7 @@ REFUSED = [
     (np.zeros((3, 0)), ValueError, r"0 feature\(s\)"),
     (np.zeros((3, 0, 2)), ValueError, "one frame and channel at least"),
     (np.zeros((3, 2, 0)), ValueError, "one frame and channel at least"),
-    ([], ValueError, "Expected 2D array"),
+    ([], ValueError, "X must have one sequence at least, got an empty list"),
     ([np.zeros(3), np.zeros((2, 2, 2, 2))], ValueError, r"X\[1\] must be"),
     ([np.zeros(3), np.array([1.0, np.inf])], ValueError, r"Input X\[1\] contains infinity"),
     (np.full((2, 2), 1e300), ValueError, "infinity or a value too large"),

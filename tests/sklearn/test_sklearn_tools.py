@@ -1,5 +1,6 @@
 """Estimators in scikit-learn's pipelines and searches; seeds, weights and early stopping."""
 
+import logging
 import random
 from typing import Any
 
@@ -116,7 +117,10 @@ def test_weights_go_with_their_sequences_into_the_training_part(monkeypatch):
     np.testing.assert_array_equal(seen["weights"], np.where(seen["labels"] == "slow", 1.0, 3.0))
 
 
-def test_verbose_shows_the_loss_and_only_then(capsys):
+def test_verbose_shows_the_loss_and_only_then(capsys, monkeypatch):
+    for name in (None, "longstream"):  # as in a program that has set up no logging
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    monkeypatch.setattr(logging.getLogger("longstream"), "level", logging.NOTSET)
     for verbose in (False, True):
         SequenceRegressor("hgrn2", steps=2, verbose=verbose, **TINY).fit(CUBE, LEVELS)
         assert ("loss" in capsys.readouterr().err) is verbose

@@ -158,6 +158,12 @@ def test_verbose_says_how_it_goes(caplog):
     assert logging.getLogger("transformers").level != logging.ERROR
 
 
+def with_a_gap(data: Sequences) -> Sequences:
+    values = [value.copy() for value in data.values]
+    values[0][1, 0] = np.nan
+    return Sequences(values, labels=data.labels)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -170,6 +176,8 @@ def test_verbose_says_how_it_goes(caplog):
         ({"class_weight": [1.0, 2.0]}, "class_weight must be 3 numbers"),
         ({"sample_weight": np.ones(3)}, "weights must be 12 numbers"),
         ({"held_out": Sequences(waves(2).values, labels=np.array(["0", "other"]))}, "never seen in training: .'other'"),
+        ({"held_out": Sequences(waves(2).values)}, "must have labels to classify"),
+        ({"held_out": with_a_gap(waves(2))}, r"held out misses values in the channels \['0'\]"),
     ],
 )
 def test_settings_that_do_not_fit(arguments, message):

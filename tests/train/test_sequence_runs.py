@@ -211,6 +211,23 @@ def test_an_overwritten_run_loses_its_report(tmp_path: Path):
     assert not left & {"report.json", "report.md", "forecasts.png", "horizons.png", "confusion.png"}
 
 
+def test_what_is_held_out_is_checked_before_training(tmp_path: Path):
+    data = labeled(tmp_path / "data.npz")
+    unseen = labeled(tmp_path / "unseen.npz", 12, classes=("down", "level", "up"))
+    gap = tmp_path / "gap.npz"  # training misses values in the second channel only
+    np.savez(gap, X=np.full((2, 5, 2), np.nan), y=["up", "down"])
+    for file, message in (
+        (unseen, r"never seen in training: \['level'\]"),
+        (gap, r"held out misses values in the channels \['0'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(small_sequences(data, "classify", validation_files=[str(file)]), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    settings = small_sequences(waves(tmp_path / "waves.csv"), "forecast", seq_len=8, horizon=10_000)
+    with pytest.raises(ValueError, match="horizon must be less than the .* frames of the longest series"):
+        train(settings, tmp_path / "run")
+
+
 def test_groups_and_files_are_held_out(tmp_path: Path):
     data = labeled(tmp_path / "data.npz")
     parts = read_parts(small_sequences(data, "classify", hold_out_groups=["b", "d"]).data)
@@ -289,6 +306,8 @@ def test_chunks_as_long_as_the_sequences_change_nothing(pooling: str, tmp_path: 
         ({"target_columns": ["x"]}, "target_columns must be left out with task classify"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"patience": 1, "validation_fraction": 0}, "patience must be 0 where nothing is held out"),
+        ({"hold_out_groups": ["a"], "validation_files": ["x.npz"]}, "hold_out_groups must be left out with validation"),
+        ({"validation_labels_file": "y.csv"}, "validation_labels_file must be left out without validation_files"),
         ({"hold_out_groups": ["z"]}, "hold_out_groups must be of 'a', 'b', 'c', 'd', got 'z'"),
         ({"direction": "2d"}, "direction must be causal or 2d_parallel or 2d_series for hgrn2, got '2d'"),
         ({"direction": "2d_series"}, "data are series, which need a direction that is not 2d"),
