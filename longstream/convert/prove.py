@@ -80,7 +80,8 @@ def compare_models(
         got = _output(_load(after, wide)[0], given)
     if not expected.isfinite().all():
         raise ValueError(
-            f"convert: the source puts out NaN or infinity on {words}, which proves nothing; --logits never leaves it out"
+            f"convert: the source puts out NaN or infinity on {words}, which proves nothing; --logits never leaves"
+            " it out"
         )
     difference = largest_difference(got, expected)
     limit = _TOLERANCE[wide] * max(1.0, float(expected.abs().max()))

@@ -237,7 +237,7 @@ def check_fits(who: str, data: Sequences, config: SequenceConfig) -> None:
 
 
 def check_held_out(who: str, data: Sequences, config: SequenceConfig) -> None:
-    """Raise for sequences that a model of this configuration could not be judged by: before hours of training, not after.
+    """Raise, before hours of training and not after, for sequences that such a model could not be judged by.
 
     Beside `check_fits`, every class must be known, and a value may be missing only where the model has an indicator.
     """

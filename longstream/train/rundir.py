@@ -64,11 +64,12 @@ def replace(source: Path, target: Path) -> None:
     for file in [source] if source.is_file() else [f for f in source.rglob("*") if f.is_file()]:
         with open(file, "rb+") as stream:
             os.fsync(stream.fileno())
-    if (
-        target.is_dir()
-    ):  # a folder cannot be replaced in one step: only when a step is trained again after a damaged save
-        remove(target)
+    before = target.with_name(f".replaced-{target.name}")
+    if target.is_dir():  # a folder cannot be replaced in one step: whatever happens between, one of the two is whole
+        remove(before)
+        os.replace(target, before)
     os.replace(source, target)
+    remove(before)
 
 
 def remove(path: Path) -> None:

@@ -99,6 +99,8 @@ def test_what_is_written_down_has_no_graph(model, duplicate):
     cache = model(IDS).past_key_values
     twin: Any = duplicate(cache)
     assert type(twin) is RecurrentCache
+    assert cache.state is not None
+    assert twin.state is not None
     assert twin.state.fingerprint == cache.state.fingerprint
     assert [type(layer) for layer in twin.state.layers] == [type(layer) for layer in cache.state.layers]
     for got, expected in zip(twin.state.tensors(), cache.state.tensors(), strict=True):

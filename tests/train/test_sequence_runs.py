@@ -224,7 +224,7 @@ def test_what_is_held_out_is_checked_before_training(tmp_path: Path):
             train(small_sequences(data, "classify", validation_files=[str(file)]), tmp_path / "run")
         assert not (tmp_path / "run").exists()
     settings = small_sequences(waves(tmp_path / "waves.csv"), "forecast", seq_len=8, horizon=10_000)
-    with pytest.raises(ValueError, match="horizon must be less than the .* frames of the longest series"):
+    with pytest.raises(ValueError, match=r"horizon must be less than the .* frames of the longest series"):
         train(settings, tmp_path / "run")
 
 
