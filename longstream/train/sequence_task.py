@@ -77,11 +77,12 @@ class SequenceTask(Task):
         named = f", classes {', '.join(model.config.classes[:12])}" if model.config.classes else ""
         if len(model.config.classes) > 12:
             named += f" ... ({len(model.config.classes)})"
+        train = f"{_count(facts['training_sequences'], 'sequence')}, {_count(facts['training_frames'], 'frame')}"
+        kept = f"{_count(facts['validation_sequences'], 'sequence')}, {_count(facts['validation_frames'], 'frame')}"
         return (
-            f"{self.settings.model.name} of {model.num_parameters():,} parameters; {facts['training_sequences']:,}"
-            f" sequences, {facts['training_frames']:,} frames of {len(facts['channels'])} channels to train on,"
-            f" {facts['validation_sequences']:,} sequences, {facts['validation_frames']:,} frames held out{named};"
-            f" {per_step} a step, {max(1, items // per_step):,} steps a pass"
+            f"{self.settings.model.name} of {model.num_parameters():,} parameters; {train} of"
+            f" {_count(len(facts['channels']), 'channel')} to train on, {kept} held out{named};"
+            f" {per_step} a step, {_count(max(1, items // per_step), 'step')} a pass"
         )
 
     def make_model(self) -> PreTrainedModel:
@@ -217,3 +218,7 @@ def parts_digest(train: Sequences | None, held_out: Sequences | None, starts: li
     """The sha256 that a run's data.json knows its data by."""
     parts = [None if part is None else part.sha256() for part in (train, held_out)]
     return hashlib.sha256(repr((*parts, starts)).encode()).hexdigest()
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
