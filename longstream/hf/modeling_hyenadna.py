@@ -64,7 +64,7 @@ class HyenaDNAModel(HyenaDNAPreTrainedModel, LongstreamModel):
 
 
 class HyenaDNAForCausalLM(HyenaDNAPreTrainedModel, LongstreamForCausalLM):
-    """HyenaDNA as a language model; see `LongstreamForCausalLM`. It generates with a state, where upstream's has none."""
+    """HyenaDNA as a language model; see `LongstreamForCausalLM`. It generates with a state; upstream has none."""
 
     _model_class = HyenaDNAModel
 
