@@ -14,7 +14,7 @@ import pytest
 from tests.documents import ROOT, SHELLS, blocks, read
 
 GUIDES = [f"docs/guides/{path.name}" for path in sorted((ROOT / "docs/guides").glob("*.md"))]
-COMMAND_DOCUMENTS = ["README.md", "CONTRIBUTING.md", *GUIDES]
+COMMAND_DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/real_data.md", *GUIDES]
 BRANCH = re.compile(r"^(?P<indent>[│ ]*)[├└]─+ ?(?P<name>\S+)")
 SKIPPED_FOLDERS = {".git", ".venv", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache"}
 
