@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,8 @@ from longstream.train.optimize import ENDLESS, OptimizingTrainer, schedule_argum
 from longstream.train.rundir import quiet_transformers
 
 logger = logging.getLogger("longstream")
+
+_ONE_AT_A_TIME = threading.Lock()  # accelerate keeps one state a process, which every new Trainer resets
 
 WINDOW = 256  # frames that a forecaster is trained on at once, where nothing is said
 
@@ -113,7 +116,7 @@ def fit_sequences(
         chunk = 0
     clock = RunClock(steps or None, minutes)
     on_cpu = model.device.type == "cpu"
-    with tempfile.TemporaryDirectory(prefix="longstream-") as nowhere, quiet_transformers():
+    with _ONE_AT_A_TIME, tempfile.TemporaryDirectory(prefix="longstream-") as nowhere, quiet_transformers():
         arguments = TrainingArguments(
             output_dir=nowhere,  # transformers makes the folder, whether it saves or not
             max_steps=steps or ENDLESS,

@@ -47,7 +47,7 @@ def test_cross_validation_of_lists_and_of_a_series():
 
 
 def test_two_jobs_at_once():
-    """Estimators and data go to other processes and back."""
+    """Fits in threads take turns."""
     with parallel_config(backend="threading"):
         found = cross_val_score(SequenceRegressor("hgrn2", steps=2, **TINY), CUBE, LEVELS, cv=2, n_jobs=2)
     assert np.isfinite(found).all()
