@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 TESTFLAGS ?=
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt 4 ] && echo $$n || echo 4)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -18,8 +19,8 @@ demo: venv  ## train a small model on real text, measure it, write text with it
 	$(BIN)/longstream generate runs/demo --prompt "The " --max-new-tokens 500 --no-end --seed 0
 	@echo "The model, its curves and its settings lie in runs/demo."
 
-test: venv  ## run every test; TESTFLAGS="-m 'not slow' -x" passes flags to pytest
-	$(BIN)/python -m pytest $(TESTFLAGS)
+test: venv  ## run every test; TESTFLAGS="-m 'not slow' -x" passes flags to pytest, JOBS=1 is one process
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTFLAGS)
 
 check: venv  ## formatting, lint and types, through pre-commit
 	$(BIN)/pre-commit run --all-files

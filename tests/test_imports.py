@@ -19,11 +19,13 @@ ORDER = [
     "catalog",
     "testing",
     "longstream",
+    "stream",
     "hf",
     "baselines",
     "sequences",
     "train",
     "convert",
+    "export",
     "sklearn",
     "bench",
     "cli",
@@ -33,7 +35,7 @@ ORDER = [
 # Who may import what besides the standard library; a package named nowhere here is not used at all.
 EVERYWHERE = {"longstream", "torch", "numpy"}
 THIRD_PARTY = {
-    "safetensors": {"models/state.py", "edifice/axon.py", "hf", "sequences", "train", "convert", "sklearn"},
+    "safetensors": {"models/state.py", "edifice/axon.py", "stream", "hf", "sequences", "train", "convert", "sklearn"},
     "transformers": {"hf", "baselines", "sequences", "train", "convert"},
     "tokenizers": {"hf", "train"},
     "huggingface_hub": {"hf", "convert"},
@@ -46,14 +48,19 @@ THIRD_PARTY = {
     "tensorboard": {"train"},
     "matplotlib": {"sequences", "train", "bench", "cli"},
     "rich": {"train", "bench", "cli"},
+    "onnx": {"export", "bench"},
+    "onnxscript": {"export"},
+    "onnxruntime": {"export", "bench"},
     "tomli": {"train", "cli"},
 }
 FILES_AND_ENVIRONMENT = {
     "models/state.py",
     "edifice/axon.py",
+    "stream/prefix.py",
     "sequences",
     "train",
     "convert",
+    "export",
     "sklearn",
     "bench",
     "cli",
