@@ -9,6 +9,9 @@ namespace {
 // more hide the wait. 12 leave registers for the factors where there are 16 in all.
 constexpr int kSums = 12;
 
+// Sums of a reading thread: more lines on their way from memory than one sum would wait for.
+constexpr int kReads = 8;
+
 }  // namespace
 
 int64_t multiply_adds(const MultiplyAddArguments& given) {
@@ -28,6 +31,30 @@ int64_t multiply_adds(const MultiplyAddArguments& given) {
     }
   });
   return given.repeats * kSums * kLanes<float>;
+}
+
+void read_numbers(const ReadArguments& given) {
+  constexpr int64_t lanes = kLanes<float>, block = kReads * lanes;
+  const int64_t blocks = given.n / block, each = (blocks + given.tasks - 1) / given.tasks * block;
+  parallel_for(given.parallel, given.tasks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t begin = task * each < blocks * block ? task * each : blocks * block;
+      const int64_t end = begin + each < blocks * block ? begin + each : blocks * block;
+      Vector<float> sums[kReads] = {};
+      float rest = 0;
+      for (int64_t repeat = 0; repeat < given.repeats; ++repeat) {
+        for (int64_t i = begin; i < end; i += block) {
+#pragma GCC unroll 8
+          for (int j = 0; j < kReads; ++j) sums[j] += load(given.numbers + i + j * lanes);
+        }
+        if (task + 1 == given.tasks) {
+          for (int64_t i = blocks * block; i < given.n; ++i) rest += given.numbers[i];
+        }
+      }
+      for (int j = 1; j < kReads; ++j) sums[0] += sums[j];
+      given.sums[task] = sum_lanes<float>(sums[0]) + rest;
+    }
+  });
 }
 
 }  // namespace longstream::LONGSTREAM_ISA

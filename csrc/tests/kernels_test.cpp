@@ -11,6 +11,8 @@
 #include "elementwise_test.h"
 #include "long_conv_test.h"
 #include "recurrences_test.h"
+#include "stream_hyena_test.h"
+#include "stream_test.h"
 #include "testing.h"
 
 namespace {
@@ -99,6 +101,17 @@ void test_limits() {
   Numbers<float> sums(5);
   const int64_t made = LONGSTREAM_PICK(multiply_adds)(MultiplyAddArguments{sums, 5, 10, run_parallel});
   if (made <= 0) fail("multiply_adds", "makes none");
+  for (int64_t n : {0, 1, 127, 128, 129, 1000, 4099}) {
+    for (int64_t tasks : {1, 2, 5}) {
+      Numbers<float> numbers(n), parts(tasks);
+      float total = 0;
+      for (int64_t i = 0; i < n; ++i) numbers[i] = float(i % 7);  // sums of which are exact
+      LONGSTREAM_PICK(read_numbers)(ReadArguments{numbers, n, parts, tasks, 3, run_parallel});
+      for (int64_t i = 0; i < n; ++i) total -= 3 * float(i % 7);
+      for (int64_t task = 0; task < tasks; ++task) total += parts[task];
+      if (total != 0) fail("read_numbers", "skips or repeats some");
+    }
+  }
 }
 
 bool has(Isa isa) {
@@ -128,11 +141,13 @@ int main(int count, char** arguments) {
     chosen = isa;
     for (int odd = 0; odd < 2; ++odd) {
       misaligned = odd;
+      test_stream(std::string(names[int(isa)]) + (odd ? " misaligned " : " "));
       test_all<float>(std::string(names[int(isa)]) + " float ");
       test_all<double>(std::string(names[int(isa)]) + " double ");
     }
     now = std::string(names[int(isa)]) + " limits";
     test_limits();
+    test_stream_hyena(std::string(names[int(isa)]) + " ");
     std::printf("%s: %s\n", names[int(isa)], failures ? "FAILED" : "passed");
   }
   return failures != 0;

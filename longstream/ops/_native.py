@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 LIBRARY = Path(__file__).resolve().parents[1] / "longstream_kernels.so"
-OPS = ("forget_gate", "gated_scan", "gla", "long_conv", "multiply_adds", "rms_norm", "short_conv", "swiglu")
+OPS = ("forget_gate", "gated_scan", "gla", "long_conv", "multiply_adds", "read_numbers", "rms_norm", "short_conv")
+OPS += ("stream_bind", "stream_check", "stream_layout", "stream_step", "stream_workspace", "swiglu")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
