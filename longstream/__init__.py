@@ -19,6 +19,6 @@ from longstream.models import LanguageModel as LanguageModel
 from longstream.models import ModelConfig as ModelConfig
 from longstream.models import State as State
 from longstream.models import Window as Window
-from longstream.models import generate as generate
+from longstream.stream import generate as generate
 
 __version__ = "0.1.0.dev0"

@@ -85,7 +85,7 @@ class HGRNLayer(Part):
         seq_len:         frames that init "modern" remembers.
         scan:            "exact" or "edifice".
         init:            "modern" or "axon".
-        backend:         of the scan.
+        backend:         of the ops.
     Raises:
         ValueError: the gates do not divide the channels, an unknown choice, or an argument out of range.
     """
@@ -174,7 +174,7 @@ class HGRNLayer(Part):
         if self.scan == "edifice":
             h, last = _two_cumsums(gated_input, self._per_channel(torch.sigmoid(z.to(wide(u))))), NoState()
         else:
-            log_forget, _ = forget_gate(z)
+            log_forget, _ = forget_gate(z, backend=self.backend)
             initial = None if state is None else state.h
             h, final = gated_scan(
                 gated_input, self._per_channel(log_forget), initial, cu_seqlens=bounds, backend=self.backend

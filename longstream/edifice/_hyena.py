@@ -14,8 +14,11 @@ from longstream.edifice._options import check_options
 from longstream.edifice._parts import LayerNorm, Part, Stack, fingerprint, init_weights
 from longstream.layers import ShortConv
 from longstream.layers._padding import run_unpadded
+from longstream.layers.state import NoState
 from longstream.ops import LongConvFilters, long_conv
 from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, no_autocast, wide
+from longstream.ops._walk import is_symbolic
+from longstream.ops.long_conv.fft import convolve_any
 
 TAPS = 3  # of the short convolution
 
@@ -166,7 +169,7 @@ class HyenaBlock(Part):
         *,
         mask: Tensor | None = None,
         cu_seqlens: Tensor | Sequence[int] | None = None,
-    ) -> tuple[Tensor, EdificeHyenaState]:
+    ) -> tuple[Tensor, EdificeHyenaState | NoState]:
         """x (B, T, D) -> y (B, T, D) and the state after the last frame; arguments as of `HyenaBackbone`.
 
         Raises:
@@ -178,29 +181,45 @@ class HyenaBlock(Part):
             return run_unpadded("HyenaBlock", self.forward, x, state, mask, cu_seqlens=cu_seqlens)
         bounds = check_cu_seqlens("HyenaBlock", cu_seqlens, *x.shape[:2])
         rows = x.shape[0] if bounds is None else len(bounds) - 1
-        if state is None:
-            state = self.init_state(rows, device=x.device, dtype=x.dtype)
-        self._check_state(state, rows)
+        if state is None and bounds is None and is_symbolic(*x.shape[:2]):
+            return self._any_size(x)
         taken = [x.shape[1]] * rows if bounds is None else [right - left for left, right in pairwise(bounds)]
+        if state is None:
+            state, pasts = self.init_state(rows, device=x.device, dtype=x.dtype), [None] * self.order
+            self._check_length(taken, taken)
+        else:
+            self._check_state(state, rows)
+            self._check_length([n + t for n, t in zip(state.length.tolist(), taken, strict=True)], taken)
+            pasts = state.convolutions()
         length = state.length + torch.tensor(taken, dtype=torch.long, device=x.device)
-        self._check_length(length, taken)
 
         u, taps = self.short_dw_conv(self.norm(x), state.conv, cu_seqlens=bounds)
         y, *gates = self.proj(u).chunk(self.order + 1, dim=-1)
         convolutions = []
-        for gate, network, past in zip(gates, self.filters, state.convolutions(), strict=True):
+        for gate, network, past in zip(gates, self.filters, pasts, strict=True):
             y, past = long_conv(y, network(), initial_state=past, cu_seqlens=bounds, backend=self.backend)
             y = gate * y
             convolutions.append(past)
-        last = state.after(taps, length, convolutions)
+        return self._add(x, y), state.after(taps, length, convolutions)
+
+    def _any_size(self, x: Tensor) -> tuple[Tensor, NoState]:
+        """`forward` in a graph that is to take any sizes: how many tensors a state has depends on the length."""
+        self._check_length([x.shape[1]], [x.shape[1]])
+        y, *gates = self.proj(self.short_dw_conv(self.norm(x))[0]).chunk(self.order + 1, dim=-1)
+        for gate, network in zip(gates, self.filters, strict=True):
+            y = gate * convolve_any(y, network._taps())  # type: ignore[operator]
+        return self._add(x, y), NoState()
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        """What comes after the convolutions."""
         x = x + self.dropout(self.out_proj(y))
         q = self.ffn_norm(x)
-        return x + self.dropout(self.ffn_down(F.silu(self.ffn_gate(q)) * self.ffn_up(q))), last
+        return x + self.dropout(self.ffn_down(F.silu(self.ffn_gate(q)) * self.ffn_up(q)))
 
-    def _check_length(self, length: Tensor, taken: list[int]) -> None:
-        longest = int(length.max()) if len(taken) else 0
+    def _check_length(self, lengths: list[int], taken: list[int]) -> None:
+        longest = max(lengths, default=0)
         if longest > self.seq_len:
-            T = taken[int(length.argmax())]
+            T = taken[lengths.index(longest)]
             raise ValueError(
                 f"HyenaBlock: a sequence must end within seq_len={self.seq_len} frames, got {T} frames after"
                 f" {longest - T}; build with a larger seq_len, or slide a window over the frames with"

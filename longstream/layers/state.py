@@ -10,15 +10,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from longstream.ops._trees import register_tree
+
 STATES: dict[str, Any] = {}  # by class name, for reading them from a file
 
 T = TypeVar("T", bound=type)
 
 
 def register_state(cls: T) -> T:
-    """Class decorator: files of states may hold this one."""
+    """Class decorator: files of states may hold this one, and graphs of torch.export return it."""
     STATES[cls.__name__] = cls
-    return allow_weights_only(cls)
+    return allow_weights_only(register_tree(cls))
 
 
 def allow_weights_only(cls: T) -> T:

@@ -1,5 +1,6 @@
 """Models: a backbone for every mixer, heads, their state, and generation."""
 
+from longstream.models import _trees as _trees
 from longstream.models.backbone import Backbone as Backbone
 from longstream.models.backbone import Block as Block
 from longstream.models.config import AttentionConfig as AttentionConfig
@@ -14,6 +15,7 @@ from longstream.models.generate import generate as generate
 from longstream.models.generate import stream as stream
 from longstream.models.heads import LanguageModel as LanguageModel
 from longstream.models.heads import next_token_loss as next_token_loss
+from longstream.models.history import StateHistory as StateHistory
 from longstream.models.parameters import count_parameters as count_parameters
 from longstream.models.parameters import decays as decays
 from longstream.models.parameters import parameter_groups as parameter_groups

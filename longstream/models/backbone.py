@@ -128,6 +128,17 @@ class Backbone(nn.Module):
         elif isinstance(module, Backbone) and module.lower_bounds is not None:
             nn.init.zeros_(module.lower_bounds)
 
+    def bounds_of_layers(self) -> list[LowerBound | None]:
+        """The lower bound that each layer's forget gate has now; None for no gate or no bound."""
+        if self.lower_bounds is None:
+            return [None] * len(self.layers)
+        limits = lower_bounds(self.lower_bounds, self.config.lower_bound or "")
+        gates = [has_gates(mixer) for mixer in self.config.mixers]
+        # Layer 0 has no bound under either sum and takes the shorter path, unless only it has gates: sharded training
+        # wants every parameter in the graph.
+        bounded = [has and (i > 0 or not any(gates[1:])) for i, has in enumerate(gates)]
+        return [limits.of_layer(i) if has else None for i, has in enumerate(bounded)]
+
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
@@ -179,24 +190,17 @@ class Backbone(nn.Module):
             self._check_state(state, rows, x.device)
             before, position = state.layers, state.position
         run = run_block or (lambda block, *args, **kwargs: block(*args, **kwargs))
-        limits = None if self.lower_bounds is None else lower_bounds(self.lower_bounds, self.config.lower_bound or "")
-        deeper_gates = any(map(has_gates, self.config.mixers[1:]))
         layers = []
-        for i, block in enumerate(self.layers):
+        for i, (block, limit) in enumerate(zip(self.layers, self.bounds_of_layers(), strict=True)):
             if hidden_states is not None:
                 hidden_states.append(x)
-            # Layer 0 has no bound under either sum and takes the shorter path, unless only it has gates: sharded
-            # training wants every parameter in the graph.
-            limit = None
-            if limits is not None and has_gates(self.config.mixers[i]) and (i > 0 or not deeper_gates):
-                limit = limits.of_layer(i)
             x, layer = run(block, x, before[i], cu_seqlens=bounds, lower_bound=limit)
             layers.append(layer)
         y = self.norm(x)
         if hidden_states is not None:
             hidden_states.append(y)
         if bounds is None:
-            taken = torch.full_like(position, x.shape[1:-1].numel())
+            taken = torch.full_like(position, math.prod(x.shape[1:-1]))
         else:
             taken = torch.tensor(bounds, device=x.device).diff()
         return y, State(tuple(layers), position + taken, self.fingerprint)

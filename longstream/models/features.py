@@ -1,5 +1,6 @@
 """Models of frames: numbers in, one vector a frame out, with masks, packing, resets and a state."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -86,7 +87,7 @@ class FeatureModel(nn.Module):
             refuse_in_direction("FeatureModel", "2d", state, mask, cu_seqlens)
             if resets is not None:
                 raise ValueError("FeatureModel: resets must be None with (B, height, width, E), got some")
-        if outputs != "all" and x.shape[1:-1].numel() == 0:
+        if outputs != "all" and math.prod(x.shape[1:-1]) == 0:
             raise ValueError(f"FeatureModel: x must have at least one frame for outputs={outputs!r}, got none")
         if resets is not None:
             y, last = self._forward_with_resets(x, state, mask, cu_seqlens, resets)

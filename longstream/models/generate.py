@@ -1,4 +1,7 @@
-"""Writing with a language model: prefill once in parallel, then one step a token in constant memory."""
+"""Writing with a language model: prefill once in parallel, then one step a token in constant memory.
+
+`longstream.stream.generate` does the same by the native step, for as many prompts as there are.
+"""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -9,6 +12,54 @@ from torch import Tensor
 from longstream.models.backbone import Backbone, check_goes_on
 from longstream.models.decode import longest
 from longstream.models.heads import LanguageModel, check_ids
+
+
+class Sampler:
+    """How tokens are drawn from logits.
+
+    Args:
+        temperature: >= 0, divides the logits; 0 takes the likeliest token.
+        top_k:       keep the k likeliest tokens.
+        top_p:       in (0, 1]: keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2019,
+                     arXiv:1904.09751). After top_k, if both are given.
+        seed:        of `generator`; None draws one.
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    def __init__(
+        self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int | None = None
+    ):
+        if not temperature >= 0:
+            raise ValueError(f"generate: temperature must be >= 0, got {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"generate: top_k must be >= 1, got {top_k}")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"generate: top_p must be in (0, 1], got {top_p}")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.seed = int(torch.empty((), dtype=torch.int64).random_()) if seed is None else seed
+
+    def generator(self, row: int, device: torch.device | str = "cpu") -> torch.Generator:
+        """Of a text's own numbers, seeded with (seed, row): what it becomes does not depend on the other texts."""
+        return torch.Generator(device).manual_seed(hash((self.seed, row)) % 2**63)
+
+    def draw(self, logits: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """(B, vocabulary) -> (B,)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        # With the largest at 0 no temperature, however small, makes an infinity.
+        logits, order = logits.float().sort(dim=-1, descending=True)
+        logits = (logits - logits[:, :1]) / self.temperature
+        probabilities = logits.softmax(-1)
+        kept = torch.ones_like(probabilities, dtype=torch.bool)
+        if self.top_k is not None:
+            kept[:, self.top_k :] = False
+            probabilities = (probabilities * kept) / (probabilities * kept).sum(-1, keepdim=True)
+        if self.top_p is not None:
+            kept &= probabilities.cumsum(-1) - probabilities < self.top_p  # the first to reach p is kept too
+        probabilities = probabilities * kept
+        drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
+        return order.gather(-1, torch.stack(drawn))[:, 0]
 
 
 def stream(
@@ -28,12 +79,7 @@ def stream(
         model:          `LanguageModel`.
         prompts:        token ids, at least one each.
         max_new_tokens: >= 0, for each row.
-        temperature:    >= 0, divides the logits; 0 takes the likeliest token.
-        top_k:          keep the k likeliest tokens.
-        top_p:          in (0, 1]: keep the fewest likeliest tokens whose probabilities reach p (Holtzman et al. 2019,
-                        arXiv:1904.09751). After top_k, if both are given.
-        seed:           row i draws from its own generator, seeded with (seed, i), so that a row's text does not depend
-                        on the other rows; None draws a seed.
+        temperature, top_k, top_p, seed: see `Sampler`.
         eos_token_id:   a row ends after this token.
     Yields:
         One list for each new position: the row's token, or None where the row has ended.
@@ -41,19 +87,15 @@ def stream(
         ValueError: an empty prompt, ids out of range, or an option out of its range.
         RuntimeError: a layer is not causal.
     """
-    check_goes_on("generate", model)
-    _check_options(max_new_tokens, temperature, top_k, top_p)
-    prompts = _as_ids(prompts)
+    texts = read_prompts(model, prompts, max_new_tokens)
+    sampler = Sampler(temperature, top_k, top_p, seed)
     device = model.embeddings.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    check_ids("generate", ids, model.vocab_size)
-    check_length("generate", model.backbone, int(lengths.max()), max_new_tokens)
-    base = int(torch.empty((), dtype=torch.int64).random_()) if seed is None else seed
-    generators = [torch.Generator(device).manual_seed(hash((base, row)) % 2**63) for row in range(len(prompts))]
-    return _stream(model, ids, lengths, max_new_tokens, temperature, top_k, top_p, generators, eos_token_id)
+    lengths = torch.tensor([len(text) for text in texts], device=device)
+    ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long, device=device)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+    generators = [sampler.generator(row, device) for row in range(len(texts))]
+    return _stream(model, ids, lengths, max_new_tokens, sampler, generators, eos_token_id)
 
 
 def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options) -> list[list[int]]:
@@ -72,9 +114,7 @@ def _stream(
     ids: Tensor,
     lengths: Tensor,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
+    sampler: Sampler,
     generators: list[torch.Generator],
     eos_token_id: int | None,
 ) -> Iterator[list[int | None]]:
@@ -86,7 +126,7 @@ def _stream(
     logits = model.lm_head(y[rows, lengths - 1])  # the head only where a token is drawn
     alive = [True] * len(ids)
     for made in range(max_new_tokens):
-        token = _draw(logits[:, : model.vocab_size], temperature, top_k, top_p, generators)
+        token = sampler.draw(logits[:, : model.vocab_size], generators)
         now = token.tolist()
         yield [t if live else None for t, live in zip(now, alive, strict=True)]
         alive = [live and t != eos_token_id for t, live in zip(now, alive, strict=True)]
@@ -105,47 +145,26 @@ def check_length(who: str, backbone: Backbone, prompt: int, max_new_tokens: int)
         )
 
 
-def _draw(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generators: list[torch.Generator]
-) -> Tensor:
-    """(B, vocabulary) -> (B,)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    # With the largest at 0 no temperature, however small, makes an infinity.
-    logits, order = logits.float().sort(dim=-1, descending=True)
-    logits = (logits - logits[:, :1]) / temperature
-    probabilities = logits.softmax(-1)
-    kept = torch.ones_like(probabilities, dtype=torch.bool)
-    if top_k is not None:
-        kept[:, top_k:] = False
-        probabilities = (probabilities * kept) / (probabilities * kept).sum(-1, keepdim=True)
-    if top_p is not None:
-        kept &= probabilities.cumsum(-1) - probabilities < top_p  # the first to reach p is kept too
-    probabilities = probabilities * kept
-    drawn = [torch.multinomial(p, 1, generator=g) for p, g in zip(probabilities, generators, strict=True)]
-    return order.gather(-1, torch.stack(drawn))[:, 0]
+def read_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """The prompts as lists, once they can be continued so far.
 
-
-def _as_ids(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    rows = []
-    for i, prompt in enumerate(prompts):
-        try:
-            rows.append([operator.index(token) for token in prompt])
-        except TypeError:
-            raise ValueError(f"generate: prompts[{i}] must be a sequence of token ids, got {prompt!r}") from None
-        if not rows[i]:
-            raise ValueError(f"generate: prompts[{i}] must have at least one token, got none")
-    if not rows:
-        raise ValueError("generate: prompts must hold at least one prompt, got none")
-    return rows
-
-
-def _check_options(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    Raises:
+        ValueError: an empty prompt, ids out of range, or more tokens than the model takes.
+        RuntimeError: a layer is not causal.
+    """
+    check_goes_on("generate", model)
     if max_new_tokens < 0:
         raise ValueError(f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
-    if not temperature >= 0:
-        raise ValueError(f"generate: temperature must be >= 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"generate: top_k must be >= 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"generate: top_p must be in (0, 1], got {top_p}")
+    texts = []
+    for i, prompt in enumerate(prompts):
+        try:
+            texts.append([operator.index(token) for token in prompt])
+        except TypeError:
+            raise ValueError(f"generate: prompts[{i}] must be a sequence of token ids, got {prompt!r}") from None
+        if not texts[i]:
+            raise ValueError(f"generate: prompts[{i}] must have at least one token, got none")
+    if not texts:
+        raise ValueError("generate: prompts must hold at least one prompt, got none")
+    check_ids("generate", torch.tensor([token for text in texts for token in text])[None], model.vocab_size)
+    check_length("generate", model.backbone, max(map(len, texts)), max_new_tokens)
+    return texts

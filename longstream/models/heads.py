@@ -40,6 +40,19 @@ class LanguageModel(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embeddings.weight
 
+    @classmethod
+    def of_parts(
+        cls, config: ModelConfig, embeddings: nn.Module, dropout: nn.Module, backbone: Backbone, lm_head: nn.Module
+    ) -> "LanguageModel":
+        """A model of modules that exist already, which it shares with whoever else has them."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model.config, model.vocab_size, model.training = config, config.vocab_size, backbone.training  # type: ignore[assignment]
+        parts = {"embeddings": embeddings, "dropout": dropout, "backbone": backbone, "lm_head": lm_head}
+        for name, part in parts.items():
+            model.add_module(name, part)
+        return model
+
     @property
     def causal(self) -> bool:
         """Whether it goes from token to token."""

@@ -1,7 +1,9 @@
 """What a model carries from token to token, as one object."""
 
+import hashlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 from longstream.layers.state import STATES, allow_weights_only, cat_states
+
+_DAMAGES = (KeyError, IndexError, ValueError, TypeError, AttributeError)  # what reading a broken file may raise
 
 
 @allow_weights_only
@@ -24,7 +28,9 @@ class State:
     Attributes:
         layers:      for each layer its mixer's named tuple of tensors, batch first, float32 or wider.
         position:    (B,) int64, tokens taken in by each row; pads do not count.
-        fingerprint: of the model's configuration; another model refuses the state.
+        fingerprint: of what decides a state's meaning: the configuration of the layers, and by it the shapes of their
+                     weights. Another model refuses the state. What only stands before or after the layers, the size of
+                     a frame or of a vocabulary, decides no number of a state, and is not in it.
     """
 
     layers: tuple[Any, ...]
@@ -40,6 +46,11 @@ class State:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors())
+
+    @property
+    def layer_nbytes(self) -> list[int]:
+        """Bytes of the tensors of each layer; `nbytes` also has the positions."""
+        return [sum(tensor.nbytes for tensor in layer) for layer in self.layers]
 
     def tensors(self) -> list[Tensor]:
         """Every tensor, layer by layer, position last."""
@@ -117,17 +128,10 @@ class State:
             raise FileNotFoundError(f"State.save: no directory {path.parent}")
         if path.exists() and not overwrite:
             raise FileExistsError(f"State.save: {path} exists; pass overwrite=True to replace it")
-        named = {"position": self.position.contiguous()}
-        for i, layer in enumerate(self.layers):
-            named |= {f"layers.{i}.{name}": t.contiguous() for name, t in zip(layer._fields, layer, strict=True)}
-        about = {
-            "format": "longstream.State",
-            "fingerprint": self.fingerprint,
-            "layers": json.dumps([{"type": type(layer).__name__, "fields": layer._fields} for layer in self.layers]),
-        }
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        named, about = self._as_file()
+        beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
         try:
-            save_file({name: tensor.detach().cpu() for name, tensor in named.items()}, beside, metadata=about)
+            save_file(named, beside, metadata=about)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -137,21 +141,84 @@ class State:
         """Read what `save` wrote, onto the CPU.
 
         Raises:
-            FileNotFoundError: no such file.    ValueError: not a state file, or cut short.
+            FileNotFoundError: no such file.    ValueError: not a state file, cut short, or altered.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not Path(path).is_file():
             raise FileNotFoundError(f"State.load: no file {path}")
         try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != "longstream.State":
-                    raise ValueError("it is a safetensors file of something else")
-                layers = []
-                for i, layer in enumerate(json.loads(about["layers"])):
-                    tensors = [file.get_tensor(f"layers.{i}.{field}") for field in layer["fields"]]
-                    layers.append(STATES[layer["type"]](*tensors))
-                return State(tuple(layers), file.get_tensor("position"), about["fingerprint"])
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            return _read_file(Path(path).read_bytes())
+        except _DAMAGES as error:
             raise ValueError(f"State.load: {path} is damaged or not the file of a longstream State: {error}") from error
+
+    def serialize(self) -> bytes:
+        """The bytes of the file that `save` writes."""
+        from safetensors.torch import save
+
+        named, about = self._as_file()
+        return save(named, metadata=about)
+
+    @staticmethod
+    def deserialize(data: bytes | bytearray | memoryview) -> "State":
+        """From the bytes of `serialize` or of a file, onto the CPU.
+
+        Raises:
+            TypeError: not bytes.    ValueError: not those of a state, cut short, or altered.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"State.deserialize: data must be bytes, got {type(data).__name__}")
+        try:
+            return _read_file(bytes(data))
+        except _DAMAGES as error:
+            raise ValueError(
+                f"State.deserialize: data are damaged or not those of a longstream State: {error}"
+            ) from error
+
+    def _as_file(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors by name, with memory of their own on the CPU, and what a file says about them."""
+        named = {"position": self.position}
+        for i, layer in enumerate(self.layers):
+            named |= {f"layers.{i}.{name}": tensor for name, tensor in zip(layer._fields, layer, strict=True)}
+        named = {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in named.items()
+        }
+        about = {
+            "format": "longstream.State",
+            "fingerprint": self.fingerprint,
+            "layers": json.dumps([{"type": type(layer).__name__, "fields": layer._fields} for layer in self.layers]),
+        }
+        return named, {**about, "sha256": _digest(named, about)}
+
+
+def _digest(named: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Of names, dtypes, shapes and bytes of all tensors, and of what is said about them."""
+    digest = hashlib.sha256(json.dumps({key: about[key] for key in sorted(about) if key != "sha256"}).encode())
+    for name, tensor in sorted(named.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read_file(data: bytes) -> State:
+    """The state in the bytes of a safetensors file; `_DAMAGES` for whatever is wrong with it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        named = load(data)  # which looks at the header's size, and at what the header says of the bytes
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    size = int.from_bytes(data[:8], "little")
+    about = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+    if about.get("format") != "longstream.State":
+        raise ValueError("it is a safetensors file of something else")
+    if "sha256" not in about:
+        raise ValueError("it has no checksum, as files of longstream before 0.1 have none")
+    if _digest(named, about) != about["sha256"]:
+        raise ValueError("its checksum is another: it was altered")
+    layers = []
+    for i, layer in enumerate(json.loads(about["layers"])):
+        if layer["type"] not in STATES:
+            raise ValueError(f"no state of the name {layer['type']} is known; import the package that defines it")
+        layers.append(STATES[layer["type"]](*(named[f"layers.{i}.{field}"] for field in layer["fields"])))
+    return State(tuple(layers), named["position"], about["fingerprint"])

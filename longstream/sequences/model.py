@@ -67,6 +67,7 @@ class SequenceModel(PreTrainedModel):
     config: SequenceConfig
     base_model_prefix = "features"
     main_input_name = "values"
+    step_rules = "longstream.sequences.stepping"  # see longstream.stream.rules.model_rule
     mean: Tensor
     std: Tensor
     target_mean: Tensor

@@ -183,6 +183,7 @@ def _describe_text(path: str) -> dict[str, str]:
     return {
         "parameters": f"{model.num_parameters():,}",
         "state": state,
+        **_by_layer(backbone.init_state(1) if (backbone := getattr(model.base_model, "backbone", None)) else None),
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens",
         "config": _told(config_of(model)),
     }
@@ -206,10 +207,21 @@ def _describe_sequences(path: str) -> dict[str, str]:
         "task": f"{config.task}; {answers[config.task]}",
         "parameters": f"{model.num_parameters():,}",
         "state": state,
+        **_by_layer(model.init_state(1) if why_not is None else None),
         "channels": f"{len(config.channels)}: {_listed(config.channels)}",
         "missing": f"allowed in {_listed(missing)}" if missing else "no value may be missing",
         "config": f"{config.name}({', '.join(f'{key}={value!r}' for key, value in config.options.items())})",
     }
+
+
+def _by_layer(state: Any) -> dict[str, str]:
+    """Bytes of each layer's state before the first token or frame, of equal neighbors once; nothing without a state."""
+    if state is None:
+        return {}
+    layers = [f"{type(layer).__name__} {size:,}" for layer, size in zip(state.layers, state.layer_nbytes, strict=True)]
+    counted = [(len(list(same)), text) for text, same in groupby(layers)]
+    said = ", ".join(f"{count} x {text}" if count > 1 else text for count, text in counted)
+    return {"by layer": f"{said} bytes, and {state.position.nbytes} of the position"}
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:

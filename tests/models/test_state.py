@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from longstream.models import HGRN2Config, LanguageModel, ModelConfig, State
+from longstream.models import state as state_module
 
 CONFIG = ModelConfig(hidden_size=12, num_layers=2, vocab_size=11, mixer=HGRN2Config(expand_ratio=4, conv_size=3))
 
@@ -100,6 +101,9 @@ def test_files_that_are_no_state(model: LanguageModel, tmp_path: Path):
     cut.write_bytes(whole.read_bytes()[:-10])
     with pytest.raises(ValueError, match="damaged or not the file of a longstream State"):
         State.load(cut)
+    (tmp_path / "empty").touch()
+    with pytest.raises(ValueError, match="damaged or not the file of a longstream State"):
+        State.load(tmp_path / "empty")
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"x": torch.zeros(1)}, other)
     with pytest.raises(ValueError, match="safetensors file of something else"):
@@ -152,3 +156,66 @@ def test_a_state_on_another_device(model: LanguageModel):
 def test_a_missing_directory(model: LanguageModel, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no directory"):
         after(model).save(tmp_path / "missing" / "state.safetensors")
+
+
+def test_bytes_are_those_of_the_file(model: LanguageModel, tmp_path: Path):
+    state = after(model)
+    data = state.serialize()
+    assert equal(State.deserialize(data), state)
+    assert State.deserialize(bytearray(data)).fingerprint == state.fingerprint
+    state.save(tmp_path / "state.safetensors")
+    (tmp_path / "copy.safetensors").write_bytes(data)
+    assert equal(State.load(tmp_path / "copy.safetensors"), State.load(tmp_path / "state.safetensors"))
+    assert [type(layer) for layer in State.deserialize(data).layers] == [type(layer) for layer in state.layers]
+    with pytest.raises(TypeError, match=r"State\.deserialize: data must be bytes, got str"):
+        State.deserialize("state.safetensors")  # type: ignore[arg-type]
+
+
+def test_tensors_that_share_memory_are_saved(model: LanguageModel, tmp_path: Path):
+    state = after(model, rows=1)
+    whole = torch.arange(200.0)
+    layer = state.layers[0]
+    views = type(layer)(*(whole[: t.numel()].view(t.shape) for t in layer))
+    shared = State((views, layer), state.position, state.fingerprint)
+    shared.save(tmp_path / "state.safetensors")
+    assert equal(State.load(tmp_path / "state.safetensors"), shared)
+    assert equal(State.deserialize(shared.serialize()), shared)
+
+
+def test_bytes_that_are_cut_or_altered_anywhere_are_refused(model: LanguageModel):
+    data = after(model, rows=1, T=1).serialize()
+    for size in range(0, len(data), 7):
+        with pytest.raises(ValueError, match=r"State\.deserialize: data are damaged"):
+            State.deserialize(data[:size])
+    for place in range(len(data)):
+        altered = bytearray(data)
+        altered[place] ^= 1 << place % 8
+        with pytest.raises(ValueError, match=r"State\.deserialize: data are damaged"):
+            State.deserialize(bytes(altered))
+    with pytest.raises(ValueError, match="data are damaged"):
+        State.deserialize(data + b"0")
+
+
+def test_what_a_file_says_of_itself_is_checked(model: LanguageModel):
+    state = after(model)
+    named, about = state._as_file()
+    for change, said in [
+        ({"fingerprint": "another"}, "its checksum is another: it was altered"),
+        ({"sha256": "0" * 64}, "its checksum is another: it was altered"),
+        ({"sha256": None}, "it has no checksum"),
+    ]:
+        wrong = {key: value for key, value in {**about, **change}.items() if value is not None}
+        with pytest.raises(ValueError, match=said):
+            State.deserialize(safetensors.torch.save(named, metadata=wrong))
+    with pytest.raises(ValueError, match="its checksum is another"):
+        State.deserialize(safetensors.torch.save({**named, "position": named["position"] + 1}, metadata=about))
+    unknown = {**about, "layers": about["layers"].replace("HGRN2State", "NobodysState")}
+    unknown["sha256"] = state_module._digest(named, unknown)
+    with pytest.raises(ValueError, match="no state of the name NobodysState is known"):
+        State.deserialize(safetensors.torch.save(named, metadata=unknown))
+
+
+def test_bytes_by_layer(model: LanguageModel):
+    state = after(model)
+    assert len(state.layer_nbytes) == 2
+    assert sum(state.layer_nbytes) + state.position.nbytes == state.nbytes

@@ -109,6 +109,7 @@ def test_info_and_generate(finished: Path, capsys: pytest.CaptureFixture[str]):
     model = SequenceModel.from_pretrained(finished)
     assert f"{model.num_parameters():,}" in shown
     assert f"{model.init_state(1).nbytes:,} bytes per sequence, however long" in shown
+    assert f"PooledState {4 * model.features.output_size} bytes, and 8 of the position" in shown
     for word in ("classify; one of 2 classes: down, up", "2: 0, 1", "allowed in 1", "hidden_size=8", "train.steps=24"):
         assert word in shown
     assert "is a model of sequences that are not text" in fails(capsys, "generate", str(finished))
