@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from longstream.hf._arguments import as_cache, longest, mask_of_new, read_packing, without_firsts
+from longstream.hf._decode import step_natively, why_no_native_step
 from longstream.hf._loss import causal_lm_loss
 from longstream.hf.cache import RecurrentCache
 from longstream.hf.configuration import BaseConfig
 from longstream.hf.configuration_hgrn import HGRN2Config, HGRNConfig
 from longstream.hf.convert import accept_fla_names
+from longstream.hf.generation import RecurrentGenerationMixin
 from longstream.hf.pretrained import LongstreamPreTrainedModel
 from longstream.layers.state import NoState
-from longstream.models import Backbone, Block, State
-from longstream.models.generate import check_length
+from longstream.models import Backbone, Block, LanguageModel, State
 from longstream.models.heads import check_ids
 
 
@@ -101,18 +101,16 @@ class LongstreamModel(LongstreamPreTrainedModel):
                 f"{name}: past_key_values must have {rows} rows, one for each sequence, got {cache.batch_size}; "
                 "for beams or num_return_sequences, past_key_values.batch_repeat_interleave(n) makes n of each"
             )
-        y, state = self.backbone(
-            self.dropout(inputs_embeds),
-            cache.state,
-            mask=mask_of_new(name, attention_mask, inputs_embeds, cache.seq_length),
-            cu_seqlens=cu_seqlens,
-            run_block=self._run_checkpointed if self.gradient_checkpointing and self.training else None,
-            hidden_states=hidden_states,
-        )
+        x, mask = self.dropout(inputs_embeds), mask_of_new(name, attention_mask, inputs_embeds, cache.seq_length)
+        options: dict[str, Any] = {"cu_seqlens": cu_seqlens, "hidden_states": hidden_states}
+        if self.gradient_checkpointing and self.training:
+            options["run_block"] = self._run_checkpointed
         use_cache = use_cache and self.backbone.causal
         if use_cache:
-            cache.state = state
+            y = cache.read(self.backbone, x, mask, **options)
             cache.seq_length += inputs_embeds.shape[1] if cu_seqlens is None else longest(cu_seqlens)
+        else:
+            y, _ = self.backbone(x, cache.state, mask=mask, **options)
         return BaseModelOutputWithPast(
             last_hidden_state=y,
             past_key_values=cache if use_cache else None,
@@ -139,16 +137,26 @@ class LongstreamModel(LongstreamPreTrainedModel):
         return y, kind(*after)
 
 
-class LongstreamForCausalLM(LongstreamPreTrainedModel, GenerationMixin):
+class LongstreamForCausalLM(LongstreamPreTrainedModel, RecurrentGenerationMixin):
     """`LongstreamModel` with a linear head over the vocabulary, for `generate` and `Trainer`.
 
     Where the vocabulary is padded (vocab_multiple of `longstream.ModelConfig`), logits and loss are over all rows of
     the embeddings, as HyenaDNA trains; `generate` sees only the logits of true tokens.
 
+    Behind a cache, single tokens go through the native step of `longstream.stream` where there are no gradients: in
+    float32, on a CPU, in evaluation mode, without hooks, adapters and autocast. It costs a packed copy of the weights,
+    made with the first such token and again where the weights have changed.
+
+    Attributes:
+        decode_backend: "auto"; or "eager", the model's own step, which also frees that copy.
+        decode_weights: of the native step: "float32", "bfloat16" or "int8". Prompts are always read in float32.
+
     Raises:
         ValueError: the model looks both ways.
     """
 
+    decode_backend = "auto"
+    decode_weights = "float32"
     _model_class: ClassVar[type[LongstreamModel]] = LongstreamModel
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
@@ -161,6 +169,19 @@ class LongstreamForCausalLM(LongstreamPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(*reversed(self.model.embeddings.weight.shape), bias=False)
         self.loss_function = causal_lm_loss
         self.post_init()
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The same modules as a `longstream.models.LanguageModel`."""
+        inner = self.model
+        return LanguageModel.of_parts(
+            self.config.to_model_config(), inner.embeddings, inner.dropout, inner.backbone, self.lm_head
+        )
+
+    @property
+    def decode_why_not(self) -> str | None:
+        """Why single tokens do not go through the native step; None where they do."""
+        return why_no_native_step(self)
 
     @can_return_tuple
     def forward(
@@ -190,6 +211,14 @@ class LongstreamForCausalLM(LongstreamPreTrainedModel, GenerationMixin):
         loss_names = ("num_items_in_batch", "ignore_index", "shift_labels")
         loss_kwargs = {key: kwargs.pop(key) for key in loss_names if key in kwargs}
         cu_seqlens = read_packing(type(self).__name__, cu_seqlens, kwargs)
+        plain = all(x is None for x in (inputs_embeds, labels, cu_seqlens)) and isinstance(logits_to_keep, int)
+        shown = output_attentions or output_hidden_states or self.config.output_hidden_states
+        if plain and not shown and input_ids is not None and use_cache is not False:
+            logits = step_natively(self, input_ids, attention_mask, past_key_values)
+            if logits is not None:
+                if vocabulary_only:
+                    logits = logits[..., : self.config.vocab_size]
+                return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -221,53 +250,6 @@ class LongstreamForCausalLM(LongstreamPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        inputs_embeds: Tensor | None = None,  # named, because transformers looks whether it is
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """What the next call of `forward` gets: the columns that the state has not seen."""
-        if next_sequence_length is not None and next_sequence_length <= 0:
-            width = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-            raise ValueError(
-                f"{type(self).__name__}.generate: input_ids must have more than the {width - next_sequence_length} "
-                f"columns that past_key_values has seen, got {width}: give the whole text with at least one new token, "
-                "or new tokens alone with an attention_mask for the whole text"
-            )
-        kwargs.pop("tokenizer", None)  # of stop_strings, which transformers hands on as if it were the model's
-        super_method: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
-        inputs = super_method(input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs)
-        return inputs | {"vocabulary_only": True}
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # that is a cache of keys and values
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], mode: Any, batch_size: int, max_cache_length: int
-    ) -> Any:
-        self._check_length(generation_config, model_kwargs.get("attention_mask"), max_cache_length)
-        if isinstance(model_kwargs.get("past_key_values"), State):
-            model_kwargs["past_key_values"] = RecurrentCache(model_kwargs["past_key_values"])
-        super_method: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
-        result = super_method(generation_config, model_kwargs, mode, batch_size, max_cache_length)
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = RecurrentCache()  # here, not in forward: a prefill in chunks needs it
-        return result
-
-    def _check_length(self, generation_config: Any, mask: Tensor | None, columns: int) -> None:
-        """Refuse, before the first token, what would not fit into Hyena's filters; ``columns`` will have been read."""
-        if mask is None:  # transformers leaves out one without pads
-            width, pads = generation_config._mask_length, 0
-        else:
-            width, pads = mask.shape[1], int((mask == 0).sum(1).min())
-        # max_length counts the columns that were given, which may be only what the state has not read.
-        new = generation_config.max_new_tokens
-        new = columns + 1 - width if new is None else new
-        check_length(f"{type(self).__name__}.generate", self.model.backbone, width - pads, new)
 
 
 class HGRNModel(LongstreamModel):

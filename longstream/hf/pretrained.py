@@ -33,7 +33,7 @@ class LongstreamPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "embeddings"
     _no_split_modules = ["Block"]
     _skip_keys_device_placement = ["past_key_values"]
-    _is_stateful = True  # transformers then refuses assisted generation, which takes tokens back
+    _is_stateful = False  # transformers asks it for one thing, whether tokens can be taken back: RecurrentCache.crop
     _supports_context_parallel = False  # the state is not passed between ranks
     _head = "lm_head.weight"  # may be new, see _may_lack_head
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import codecs
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
 from longstream.baselines.language import context_limit
+from longstream.stream import kept_step
 from longstream.train.rundir import quiet_transformers
 from longstream.train.tokenizer import Tokenizer
 
@@ -20,11 +23,66 @@ LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
+@dataclass
+class Speed:
+    """When the tokens of a text came, in seconds."""
+
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """After the second token: before it the prompt was read and the step was compiled. None for less than 3."""
+        new = len(self.times) - 2
+        return None if new < 1 else new / (self.times[-1] - self.times[1])
+
+    def describe(self, model: Any, bandwidth: float) -> str:
+        """Of a model that has written, against what this machine copies: bytes a second, read and written."""
+        rate = self.tokens_per_second
+        if rate is None:
+            return f"{len(self.times)} tokens are too few to time"
+        nbytes, step = weights_read(model)
+        return (
+            f"{len(self.times):,} tokens, {rate:,.1f} a second; {nbytes / 1e6:,.1f} MB of weights read for each"
+            f" ({step}): {rate * nbytes / bandwidth:.0%} of {bandwidth / 1e9:.1f} GB/s, which memory copies now, both"
+            " ways counted"
+        )
+
+
+def weights_read(model: Any) -> tuple[int, str]:
+    """Bytes of weights that a model reads for a token, and which step that is."""
+    if getattr(model, "decode_why_not", "no such step") is None:
+        compiled = kept_step(model, model.decode_weights).compiled
+        assert compiled is not None
+        return compiled.weight_bytes, f"native step, {compiled.weights}"
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    read = {id(p): p.nbytes for p in model.parameters()}
+    if head is not embeddings:
+        del read[id(embeddings)]  # of which a token is one row
+    return sum(read.values()), "the model's own step"
+
+
+def use_weights(model: Any, weights: str) -> None:
+    """Have a model of longstream.hf write by weights of another kind.
+
+    Raises:
+        ValueError: it has no native step.
+    """
+    if weights == "float32":
+        return
+    why = "it is not a model of longstream"
+    if hasattr(model, "decode_weights"):
+        model.decode_weights = weights
+        model.eval()
+        why = model.decode_why_not
+    if why is not None:
+        raise ValueError(f"--weights {weights} needs the native step: {why}")
+
+
 class TextStreamer(BaseStreamer):
     """Hands new text to ``write`` token by token, whole characters only; bytes that are no UTF-8 become U+FFFD."""
 
-    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object]) -> None:
-        self.tokenizer, self.write = tokenizer, write
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object], speed: Speed | None = None) -> None:
+        self.tokenizer, self.write, self.speed = tokenizer, write, speed
         self.ids: list[
             int
         ] = []  # of the token before the unwritten ones, for tokenizers whose tokens depend on it, and these
@@ -36,6 +94,8 @@ class TextStreamer(BaseStreamer):
         if self.in_prompt:  # generate() shows the prompt first
             self.in_prompt = False
             return
+        if self.speed is not None:
+            self.speed.times.append(time.perf_counter())
         self.ids += value.flatten().tolist()
         new = self._new_bytes()
         if new and not new.endswith(REPLACEMENT):  # a tokenizer that decodes to text shows a cut character so
@@ -72,6 +132,7 @@ def sample_text(
     seed: int = 0,
     may_end: bool = True,
     write: Callable[[str], object] | None = None,
+    speed: Speed | None = None,
 ) -> bytes:
     """What the model writes after ``prompt``, by transformers' ``generate``; torch's random state is left as it was.
 
@@ -82,6 +143,7 @@ def sample_text(
         seed:           64 bits.
         may_end:        stop where the model ends the document; False never lets it.
         write:          called with each piece of text as it is made.
+        speed:          notes when, if there is a write.
     Raises:
         ValueError: an option out of its range.
     """
@@ -111,7 +173,7 @@ def sample_text(
             eos_token_id=tokenizer.boundary_id,
             pad_token_id=tokenizer.boundary_id,
             suppress_tokens=None if may_end else [tokenizer.boundary_id],
-            streamer=None if write is None else TextStreamer(tokenizer, write),
+            streamer=None if write is None else TextStreamer(tokenizer, write, speed),
             **options,
         )
     model.train(was_training)

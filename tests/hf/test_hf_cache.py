@@ -36,7 +36,8 @@ def test_is_a_cache_of_transformers(model, cache):
     assert len(cache) == len(model.model.backbone.layers)
     assert (cache.batch_size, cache.get_seq_length(), cache.get_max_length()) == (3, 6, -1)
     assert not cache.is_compileable
-    assert not cache.is_croppable
+    assert cache.is_croppable
+    assert not cache.is_recording_past(0)
     assert cache.is_initialized
     assert cache.has_previous_state()
     assert cache.get_mask_sizes(2, 0) == (8, 0)
@@ -153,16 +154,17 @@ def test_size_does_not_grow_but_hyenas(model):
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "error", "words"),
     [
-        (lambda cache: cache.crop(-1), "crop: a recurrent state cannot be taken back"),
-        (lambda cache: cache.activate_past_recording(), "past states are not recorded"),
-        (lambda cache: cache.update(torch.ones(1), torch.ones(1), 0), "no keys and values"),
+        (lambda cache: cache.crop(-1), RuntimeError, "crop: .* call activate_past_recording before"),
+        (lambda cache: cache.crop(1), ValueError, "crop: tokens_to_remove must be <= 0, got 1"),
+        (lambda cache: cache.update(torch.ones(1), torch.ones(1), 0), NotImplementedError, "no keys and values"),
     ],
 )
-def test_refusals(call, words):
+def test_refusals(call, error, words):
     cache = RecurrentCache(tiny_model()(IDS).past_key_values.state)
-    with pytest.raises(NotImplementedError, match="RecurrentCache.*" + words):
+    cache.crop(0)
+    with pytest.raises(error, match="RecurrentCache.*" + words):
         call(cache)
 
 

@@ -156,11 +156,6 @@ def test_nothing_new_is_refused(model):
             write(model, given, **GREEDY, past_key_values=cache)
 
 
-def test_rollback_is_refused(model):
-    with pytest.raises(ValueError, match="stateful"):
-        write(model, IDS[:1], **GREEDY, prompt_lookup_num_tokens=2)
-
-
 def test_unknown_options_are_refused(model):
     with pytest.raises(ValueError, match="bogus"):
         write(model, IDS, **GREEDY, bogus=1)
