@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longstream.ops._walk import is_symbolic, walk
+
 BLOCK = 32  # tokens; the tables of a larger block cost more than it saves, measured for D 256 and M 16 and 64
 GROUP_ELEMENTS = 1 << 23  # numbers worked on at once
 
@@ -39,6 +41,22 @@ def run_step(x: Tensor, poles: Tensor, residues: Tensor, direct: Tensor, state: 
     return torch.addcmul((state * conjugate).sum((-2, -1)), direct, x), state
 
 
+def walk_tokens(x: Tensor, poles: Tensor, residues: Tensor, direct: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens x (B, T, D) one by one, for a graph that is to take any number of them, without complex numbers."""
+    re, im = (part.clone() for part in poles.unbind(-1))  # what a walked step sees shares no memory
+    conjugate = residues * residues.new_tensor([1, -1])
+
+    def token(state: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        a, b = state.unbind(-1)
+        state = torch.stack([re * a - im * b + inputs[0][..., None], re * b + im * a], -1)
+        return state, (state * conjugate).sum((-2, -1)) + direct * inputs[0]
+
+    if is_symbolic(x.shape[1]) or x.shape[1] != 1:
+        return walk(token, state, (x,))
+    state, y = token(state, (x[:, 0],))
+    return y[:, None], state
+
+
 class _Tables(NamedTuple):
     """What a block of C tokens needs; computed in float64, for powers lose a digit where |pole| is near 1."""
 
@@ -66,7 +84,7 @@ class _Plan(NamedTuple):
     order: Tensor  # (N,) the sequences, longest first
     counts: list[int]  # how many sequences take part in each step
     tokens: Tensor  # (blocks, C) which token stands where; one past the last where there is none
-    sizes: Tensor  # (blocks,) tokens in each block; on the CPU
+    sizes: list[int]  # tokens in each block
 
 
 def _plan(lengths: list[int], C: int, device: torch.device) -> _Plan:
@@ -79,12 +97,12 @@ def _plan(lengths: list[int], C: int, device: torch.device) -> _Plan:
         counts.append(active)
 
     ints = partial(torch.tensor, dtype=torch.long)
-    step = torch.arange(len(counts)).repeat_interleave(ints(counts))
+    step = torch.arange(len(counts)).repeat_interleave(ints(counts), output_size=sum(counts))
     sequence = torch.arange(sum(counts)) - ints([0, *accumulate(counts)])[step]
     starts = [0, *accumulate(lengths)]
-    sizes = (ints([lengths[n] for n in order])[sequence] - step * C).clamp(max=C)
+    sizes = [min(lengths[n] - j * C, C) for j, count in enumerate(counts) for n in order[:count]]
     first, place = ints([starts[n] for n in order])[sequence] + step * C, torch.arange(C)
-    tokens = torch.where(place < sizes[:, None], first[:, None] + place, starts[-1])
+    tokens = torch.where(place < ints(sizes)[:, None], first[:, None] + place, starts[-1])
     return _Plan(ints(order).to(device), counts, tokens.to(device), sizes)
 
 
@@ -104,20 +122,23 @@ def run_blocks(
         tokens, sizes = plan.tokens[here], plan.sizes[here]
         inputs = x[tokens].permute(2, 0, 1)  # (D, blocks, C)
         added = inputs @ tables.into
-        short = (sizes < C).nonzero()[:, 0]
-        if len(short):  # the state after a block that is not full: its tokens moved to the block's end
-            place = (torch.arange(C) - (C - sizes[short, None])).to(x.device)
-            short = short.to(x.device)
+        if shorts := [i for i, size in enumerate(sizes) if size < C]:
+            # The state after a block that is not full: its tokens moved to the block's end.
+            short = torch.tensor(shorts, device=x.device)
+            held = torch.tensor([sizes[i] for i in shorts], device=x.device)
+            place = torch.arange(C, device=x.device) - (C - held[:, None])
             moved = tokens[short].gather(1, place.clamp(min=0)).masked_fill(place < 0, total)
             added = added.index_copy(1, short, x[moved].permute(2, 0, 1) @ tables.into)
         added = torch.view_as_complex(added.view(D, -1, M, 2))
         starts, counts = [], plan.counts[first:last]
-        for step, size in zip(added.split(counts, 1), sizes.split(counts), strict=True):
-            if len(size) < now.shape[1]:
-                now, ended = now.split([len(size), now.shape[1] - len(size)], 1)
+        begin = 0
+        for step, count in zip(added.split(counts, 1), counts, strict=True):
+            size, begin = sizes[begin : begin + count], begin + count
+            if count < now.shape[1]:
+                now, ended = now.split([count, now.shape[1] - count], 1)
                 finals.append(ended)
             starts.append(now)
-            now = torch.addcmul(step, decay if bool((size == C).all()) else tables.decay[:, size], now)
+            now = torch.addcmul(step, decay if min(size) == C else tables.decay[:, size], now)
         out = torch.baddbmm(inputs @ tables.within, as_real(torch.cat(starts, 1)), tables.out)
         outs.append(out.permute(1, 2, 0).reshape(-1, D))
         at = here.stop

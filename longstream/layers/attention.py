@@ -14,6 +14,7 @@ from longstream.layers._padding import run_unpadded
 from longstream.layers.state import register_state
 from longstream.ops import LowerBound
 from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, weight_of
+from longstream.ops._walk import is_symbolic
 
 BLOCK = 64  # queries worked on together, at least; below that, many small products take longer than the extra scores
 
@@ -181,7 +182,7 @@ class SlidingWindowAttention(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """One row for each sequence, after the window it comes with; packed ones are padded on the right."""
         past = self.window_size - 1
-        size, tokens = torch.full((len(q),), q.shape[1], device=q.device), None
+        size, tokens = torch.full(q.shape[:1], q.shape[1], device=q.device), None
         if bounds is not None:
             size, T = torch.tensor(bounds, device=q.device).diff(), max(b - a for a, b in pairwise(bounds))
             tokens = torch.arange(T, device=q.device) < size[:, None]
@@ -189,6 +190,9 @@ class SlidingWindowAttention(nn.Module):
             q, k, v = (_pick(tensor, torch.where(tokens, places, -1)) for tensor in (q, k, v))
         first, length = torch.zeros_like(size), torch.zeros_like(size)
         keys, values = _wide(k), _wide(v)
+        any_length = is_symbolic(q.shape[1])
+        if state is None and any_length:  # a graph for any length has one way to make the window after it
+            state = self.init_state(q.shape[0], device=q.device, dtype=q.dtype)
         if state is not None:
             first, length = past - state.length, state.length
             keys, values = torch.cat([state.k, keys], 1), torch.cat([state.v, values], 1)
@@ -197,12 +201,10 @@ class SlidingWindowAttention(nn.Module):
             o, window = o[tokens][None], size[:, None] + torch.arange(past, device=q.device)
             keys, values = (tensor.take_along_dim(window[..., None, None], 1) for tensor in (keys, values))
         else:
-            keys, values = (
-                F.pad(tensor, (0, 0, 0, 0, past - tensor.shape[1], 0)) if tensor.shape[1] < past else tensor
-                for tensor in (keys, values)
-            )
+            if state is None and keys.shape[1] < past:
+                keys, values = (F.pad(t, (0, 0, 0, 0, past - t.shape[1], 0)) for t in (keys, values))
             keys, values = (tensor[:, tensor.shape[1] - past :] for tensor in (keys, values))
-            if q.shape[1] > past:  # do not hold on to the whole sequence
+            if any_length or q.shape[1] > past:  # do not hold on to the whole sequence
                 keys, values = keys.clone(), values.clone()
         return o, AttentionState(keys, values, (length + size).clamp(max=past))
 
@@ -211,14 +213,15 @@ class SlidingWindowAttention(nn.Module):
 
         first (R, T): the first key that a query may see. starts: where it is not that of the query before, in any row.
         """
-        (R, T), W = q.shape[:2], min(self.window_size, k.shape[1])
+        (R, T), W = q.shape[:2], self.window_size
         past = k.shape[1] - T
         C = max(W, BLOCK)
-        if T <= C:
+        any_length = is_symbolic(T)
+        if any_length or T <= C:
             there = torch.arange(past + T, device=q.device)
             here = there[past:, None]
             seen = there >= first[..., None]
-            if T > 1:
+            if any_length or T > 1:
                 seen = seen & (there <= here) & (there > here - W)
             return self._product(q, k, v, seen)
         # Block b has the queries from b C to b C + C - 1, and as keys these and the W - 1 before them.
@@ -242,9 +245,10 @@ class SlidingWindowAttention(nn.Module):
 
     def _product(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
         """Softmax attention of q (N, T, H, head_dim), which stand where the last T keys do, to the keys seen."""
-        turns = _turns(k.shape[1], self.head_dim, self.rope_theta, q)
+        cos, sin = _turns(k.shape[1], self.head_dim, self.rope_theta, q)
+        first = k.shape[1] - q.shape[1]
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-        q, k = _turn(q, turns[k.shape[2] - q.shape[2] :]), _turn(k, turns)
+        q, k = _turn(q, cos[first:], sin[first:]), _turn(k, cos, sin)
         seen = seen[:, None] if seen.dim() == 3 else seen
         gqa = self.num_kv_heads < self.num_heads
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=gqa).transpose(1, 2)
@@ -263,17 +267,16 @@ def _pick(packed: Tensor, places: Tensor) -> Tensor:
     return torch.cat([packed.new_zeros(1, *packed.shape[2:]), packed[0]])[places + 1]
 
 
-def _turns(size: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
-    """(size, head_dim / 2) complex numbers that turn by the angles of positions 0 .. size - 1, taken in float64."""
+def _turns(size: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (size, head_dim / 2) of the angles of positions 0 .. size - 1, taken in float64."""
     speeds = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float64) / -head_dim)
-    turns = torch.polar(torch.ones(size, 1, dtype=torch.float64), torch.arange(size)[:, None] * speeds)
-    return turns.to(like.device, torch.complex128 if like.dtype == torch.float64 else torch.complex64)
+    angles = torch.arange(size)[:, None] * speeds
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return angles.cos().to(like.device, dtype), angles.sin().to(like.device, dtype)
 
 
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    """x (..., T, head_dim) with the pair (i, i + head_dim / 2) of each position turned by its angle.
-
-    The pairs come out as neighbors, in queries and keys alike, which no product of the two can tell.
-    """
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (..., T, head_dim) with the pair (i, i + head_dim / 2) of each position turned by its angle."""
     a, b = _wide(x).chunk(2, -1)
-    return torch.view_as_real(torch.complex(a, b) * turns).flatten(-2).to(x.dtype)
+    turned = torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos)
+    return torch.cat(turned, -1).to(x.dtype)

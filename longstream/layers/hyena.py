@@ -1,4 +1,7 @@
-"""Hyena: long convolutions with implicit filters, gated by projections of the input."""
+"""Hyena: long convolutions with implicit filters, gated by projections of the input.
+
+More than 300 lines, a third of which are its arguments.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +13,7 @@ from torch.nn import functional as F
 
 from longstream.layers._options import check_flags, check_integers, check_one_of
 from longstream.layers._padding import run_unpadded
-from longstream.layers.hyena_decode import BothWays, Modal, Naive, Run, Tiled, check_length
+from longstream.layers.hyena_decode import AnySize, BothWays, Modal, Naive, Run, Tiled, check_length
 from longstream.layers.hyena_filter import HyenaFilter, check_hyena_filter
 from longstream.layers.hyena_state import STATES, check_hyena_state, zero_state
 from longstream.layers.hyena_taps import ModalCopy, Snapshot, TapsCache, each_head
@@ -18,6 +21,7 @@ from longstream.layers.modal import DistillReport, ModalFilter, distill_filters
 from longstream.layers.short_conv import ShortConv
 from longstream.layers.state import NoState, refuse_state
 from longstream.ops._check import check_cu_seqlens, check_like_weight, check_shapes, weight_of
+from longstream.ops._walk import is_symbolic
 
 _ACTIVATIONS = {"none": None, "gelu": F.gelu, "silu": F.silu}
 
@@ -261,11 +265,13 @@ class Hyena(nn.Module):
             check_hyena_state(state, self.decode, rows, **self._state_sizes())
             before, length = state.conv, state.length
         length = length + (T if bounds is None else torch.tensor(bounds, device=projected.device).diff())
+        any_size = state is None and bounds is None and is_symbolic(B, T)
         if state is not None and rows:
-            most = int(length.max())
+            # A graph of modes has no other use for the length, and does not stop to look at it.
+            most = T if self.decode == "modal" and torch.compiler.is_compiling() else int(length.max())
         elif self.causal and self.decode != "tiled":  # the op of "tiled" begins by itself
             state = self.init_state(rows, device=projected.device, dtype=projected.dtype)
-        run = self._run(state, most, bounds, look=T > 1 or self.training)
+        run = self._run(state, most, bounds, look=any_size or T > 1 or self.training, any_size=any_size)
         c, conv = self.short_conv(projected, before, cu_seqlens=bounds)
         c = c.unflatten(-1, (self.num_heads, self.order + 1, -1))
         first, *gates, v = (part.flatten(-2) for part in c.unbind(-2))
@@ -274,7 +280,7 @@ class Hyena(nn.Module):
         y = v * first
         return y if self.activation is None else self.activation(y), run.last(conv, length)
 
-    def _run(self, state: Any, most: int, bounds: list[int] | None, look: bool) -> Run:
+    def _run(self, state: Any, most: int, bounds: list[int] | None, look: bool, any_size: bool) -> Run:
         """The long convolutions of a call after which the longest row has ``most`` tokens."""
         assert self.filter.skip is not None
         skips = each_head(self.filter.by_stage(self.filter.skip), self.num_heads)
@@ -282,6 +288,8 @@ class Hyena(nn.Module):
             check_length(most, self.longest)
         if self.decode == "modal":
             return Modal(self._modal.get(self.filter, look=look), skips, state, bounds)
+        if self.causal and any_size:
+            return AnySize(each_head(self.filter(self.max_seq_len), self.num_heads), skips)
         taps = self._caches["filter"]
         if self.causal and self.decode == "tiled":
             # A state foretells what its blocks contribute to as many tokens after them as they hold.

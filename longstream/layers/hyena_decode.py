@@ -19,6 +19,7 @@ from longstream.layers.hyena_state import HyenaModalState, HyenaNaiveState, Hyen
 from longstream.layers.modal import ModalFilter, modal_conv
 from longstream.layers.state import NoState
 from longstream.ops import LongConvFilters, LongConvState, long_conv, long_conv_two_sided
+from longstream.ops.long_conv.fft import convolve_any
 
 
 class Run(Protocol):
@@ -125,6 +126,24 @@ class Modal:
     def last(self, conv: Tensor, length: Tensor) -> HyenaModalState:
         """See `Run`."""
         return HyenaModalState(conv, length, torch.stack(self.modes, 1))
+
+
+class AnySize:
+    """The long convolutions of a graph that is to take any batch or length, from the first token on.
+
+    It has no state: how many tensors decode "tiled" keeps depends on the length.
+    """
+
+    def __init__(self, filters: Tensor, skips: Tensor):
+        self.filters, self.skips = filters, skips
+
+    def convolve(self, stage: int, x: Tensor) -> Tensor:
+        """See `Run`."""
+        return convolve_any(x, self.filters[stage], self.skips[stage])
+
+    def last(self, conv: Tensor, length: Tensor) -> NoState:
+        """See `Run`."""
+        return NoState()
 
 
 class BothWays:

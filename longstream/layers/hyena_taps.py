@@ -174,7 +174,8 @@ class ModalCopy:
             RuntimeError: there are none, or the filter changed after they were distilled.
         """
         modal = self._given()
-        if self._made_from is not None and not self._made_from.holds(filter, look=look):
+        made_from = None if torch.compiler.is_compiling() else self._made_from  # a graph does not stop to look
+        if made_from is not None and not made_from.holds(filter, look=look):
             raise RuntimeError("Hyena: decode 'modal' is stale: the filters changed after distill(); call it again")
         if modal.poles.device != filter.frequency.device:
             self._modal = modal = ModalFilter(*(tensor.to(filter.frequency.device) for tensor in modal))

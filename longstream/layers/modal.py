@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longstream.layers import _modal_fit as fit
-from longstream.layers._modal_conv import as_complex, as_real, powers, run_blocks, run_step
+from longstream.layers._modal_conv import as_complex, as_real, powers, run_blocks, run_step, walk_tokens
 from longstream.layers._options import check_integers
 from longstream.ops._check import check_cu_seqlens, check_shapes, no_autocast, prepare_state, wide
+from longstream.ops._walk import is_symbolic
 
 GROUP_BYTES = 1 << 28  # memory for fitting some channels at a time
 
@@ -116,6 +117,9 @@ def modal_conv(
         if bounds is None and T == 1:
             y, state = run_step(x[:, 0].to(dtype), poles, residues, direct, state)
             return y[:, None].to(x.dtype), state
+        if bounds is None and is_symbolic(B, T):
+            y, state = walk_tokens(x.to(dtype), poles, residues, direct, state)
+            return y.to(x.dtype), state
         lengths = [T] * B if bounds is None else [right - left for left, right in pairwise(bounds)]
         y, state = run_blocks(x.reshape(B * T, D).to(dtype), poles, residues, direct, state, lengths)
         return y.view(B, T, D).to(x.dtype), state

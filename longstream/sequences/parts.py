@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def pool(hidden: Tensor, mask: Tensor | None, before: Tensor | None, pooling: st
         total = hidden.flatten(1, -2).sum(1)
         return total if before is None else total + before
     if not hidden.shape[1]:
-        return hidden.new_zeros(len(hidden), hidden.shape[-1]) if before is None else before
+        return hidden.new_zeros(hidden.shape[0], hidden.shape[-1]) if before is None else before
     if mask is None:
         return hidden[:, -1]
     places = torch.arange(hidden.shape[1], device=hidden.device)
@@ -52,7 +54,7 @@ def count_frames(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """(B,) frames of hidden (B, T, D), or pixels of (B, height, width, D); pads are not counted."""
     if mask is not None:
         return (mask != 0).sum(1)
-    return torch.full((len(hidden),), hidden.shape[1:-1].numel(), device=hidden.device)
+    return torch.full(hidden.shape[:1], math.prod(hidden.shape[1:-1]), device=hidden.device)
 
 
 def weighted_mean(errors: Tensor, observed: Tensor, weights: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from longstream.ops._check import wide
+from longstream.ops._walk import is_symbolic, walk
 
 # So many tokens are one walk. Measured with D = 256, chunks take over past 24 tokens in one row and past 48 in eight.
 ONE_WALK = 32
@@ -62,6 +63,8 @@ def gated_scan(
 def _rows(x: Tensor, log_forget: Tensor, theta: Tensor | None, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
     """One sequence in each row; all arguments of one dtype."""
     T = x.shape[1]
+    if is_symbolic(T):
+        return _rows_of_any_length(x, log_forget, theta, state, reverse)
     if T == 0:
         return x.clone(), state.clone()
     if T == 1:
@@ -74,6 +77,21 @@ def _rows(x: Tensor, log_forget: Tensor, theta: Tensor | None, state: Tensor, re
         return _Scan.apply(x, log_forget.exp(), decay, theta, state, C, reverse, False)
     out, last = _Scan.apply(x[:, :, None], log_forget.exp(), decay, None, state[:, None], C, reverse, False)
     return out.squeeze(2), last.squeeze(1)
+
+
+def _rows_of_any_length(
+    x: Tensor, log_forget: Tensor, theta: Tensor | None, state: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """`_rows` for a graph that is to take any number of tokens: no cut into chunks is right for all."""
+
+    def step(h: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        x_t, log_forget_t = inputs
+        h = _step(x_t, log_forget_t, theta, h)
+        return h, h
+
+    inputs = (x.flip(1), log_forget.flip(1)) if reverse else (x, log_forget)
+    out, last = walk(step, state, inputs)
+    return out.flip(1) if reverse else out, last
 
 
 def _step(x: Tensor, log_forget: Tensor, theta: Tensor | None, state: Tensor) -> Tensor:

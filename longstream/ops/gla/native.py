@@ -15,7 +15,8 @@ def gla(
     """See `longstream.ops.gla`; ``bounds`` are the checked cu_seqlens."""
     cu_seqlens = None if bounds is None else torch.tensor(bounds, dtype=torch.int64)
     inputs = (q, k, v, log_forget, initial_state)
-    spacing = _spacing(q.shape[3], v.shape[3]) if _native.wants_gradient(*inputs) else 0
+    learns = _native.wants_gradient(*inputs) and not torch.compiler.is_exporting()  # a graph runs forward only
+    spacing = _spacing(q.shape[3], v.shape[3]) if learns else 0
     out, last, _ = _native.call(torch.ops.longstream.gla.default, *inputs, cu_seqlens, spacing)
     return out, last
 

@@ -12,6 +12,8 @@ digits.
 
 The backward pass is written out: it walks the same levels, every gradient is a direct sum of products (nothing is
 divided by a gate), and of the forward pass it keeps the inputs and one state for each group of chunks.
+
+More than 300 lines, so that both passes over the levels are read side by side.
 """
 
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from longstream.ops._check import no_autocast, wide
+from longstream.ops._walk import is_symbolic, walk
 
 # Measured at T = 4096, K = V = 64 and 128: chunks of 32 and 128 tokens take 5 to 15 % longer, groups of a quarter or
 # four times the size (elements of q; with what is made of them they should fit the second-level cache) 10 to 30 %.
@@ -36,15 +39,24 @@ def gla(
     dtype = wide(q, k, v, log_forget, initial_state)
     B, T = q.shape[:2]
     if bounds is None and T == 1:  # a decoding step: the equation itself
-        S = log_forget[:, 0, :, :, None].to(dtype).exp() * initial_state.to(dtype)
-        S = S + k[:, 0, :, :, None].to(dtype) * v[:, 0, :, None, :].to(dtype)
-        return (q[:, 0, :, None, :].to(dtype) @ S).transpose(1, 2).to(v.dtype), S
+        S, out = _token(initial_state.to(dtype), tuple(x[:, 0].to(dtype) for x in (q, k, v, log_forget)))
+        return out[:, None].to(v.dtype), S
+    if bounds is None and is_symbolic(B, T):  # in a graph for any number of tokens: no plan of chunks is right for all
+        out, S = walk(_token, initial_state.to(dtype), tuple(x.to(dtype) for x in (q, k, v, log_forget)))
+        return out.to(v.dtype), S
     lengths = [T] * B if bounds is None else [right - left for left, right in pairwise(bounds)]
     order, groups = _plan(lengths, q.shape[2:], v.shape[3], q.device)
     inputs = (q, k, v, log_forget, initial_state.to(dtype)[order])
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     out, last = _ChunkedGLA.apply(*inputs, groups, keep)
     return out, torch.empty_like(last).index_copy(0, order, last)
+
+
+def _token(S: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """The equation: q, k, log_forget (B, H, K) and v (B, H, V) of a token, and the state before it."""
+    q, k, v, log_forget = inputs
+    S = log_forget[..., None].exp() * S + k[..., None] * v[..., None, :]
+    return S, (q[..., None, :] @ S)[..., 0, :]
 
 
 class _Group(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longstream.ops._check import wide
 from longstream.ops.long_conv.filters import LongConvFilters
 
 # On a CPU the channels are worked on in groups of this many real numbers for each thread, which then stay in its cache:
@@ -103,6 +104,15 @@ def convolve_with_tail(
 
 
 TORCH = Sums(convolve, convolve_with_tail)
+
+
+def convolve_any(x: Tensor, taps: Tensor, skip: Tensor | None = None) -> Tensor:
+    """`convolve` with first 0 and count S, for a graph that is to take any sizes: no choice depends on them."""
+    dtype = wide(x, taps, skip)
+    x_, taps = x.to(dtype).transpose(1, 2), taps.to(dtype)
+    size = (x.shape[1] + taps.shape[1] + 127) // 128 * 128  # large enough, and no prime
+    y = torch.fft.irfft(torch.fft.rfft(x_, size) * torch.fft.rfft(taps, size), size)[..., : x.shape[1]].transpose(1, 2)
+    return (y if skip is None else add_skip(y, skip.to(dtype), x.to(dtype))).to(x.dtype)
 
 
 def add_skip(y: Tensor, skip: Tensor | None, x: Tensor) -> Tensor:

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longstream.ops._trees import register_tree
+
 # Tokens in a block. A decoding step multiplies up to BLOCK recent inputs with the first taps, and every BLOCK steps
 # runs are merged. Measured with 256 channels on a CPU: 32 and 128 take as long a token.
 BLOCK = 64
 
 
+@register_tree
 class LongConvState(tuple[Tensor, ...]):
     """The state of `long_conv`: ``(length, recent, inputs_0, pending_0, inputs_1, pending_1, ...)``, batch first.
 

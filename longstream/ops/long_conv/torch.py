@@ -3,6 +3,8 @@
 An output has three parts: what the runs of the state have prepared for it (pending), the inputs of a run directly where
 the output lies beyond what the run has prepared, and the inputs since the last full block, the new ones among them.
 All rows of a call go through it together, at whatever lengths they are: `_window` moves each by its own offset.
+
+More than 300 lines, because a state and the sums that it saves are one matter.
 """
 
 from itertools import pairwise
@@ -12,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longstream.ops._check import wide
-from longstream.ops.long_conv.fft import TORCH, Sums, add_skip
+from longstream.ops._walk import is_symbolic
+from longstream.ops.long_conv.fft import TORCH, Sums, add_skip, convolve_any
 from longstream.ops.long_conv.filters import LongConvFilters, near_taps
 from longstream.ops.long_conv.state import BLOCK, LongConvState, cat_rows, runs
 
@@ -55,6 +58,8 @@ def long_conv_two_sided(
     sums: Sums = TORCH,
 ) -> Tensor:
     """See `longstream.ops.long_conv_two_sided`; ``bounds`` are the checked cu_seqlens."""
+    if bounds is None and is_symbolic(*x.shape[:2]):
+        return convolve_any(x, filters, skip) + convolve_any(x.flip(1), filters_reverse).flip(1)
     dtype = wide(x, filters, filters_reverse, skip)
     longest = x.shape[1] if bounds is None else max(right - left for left, right in pairwise(bounds))
     after, before = (taps[:, :longest].to(dtype) for taps in (filters, filters_reverse))
