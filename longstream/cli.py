@@ -1,7 +1,9 @@
-"""The command line: ``longstream train | evaluate | generate | info | compare | convert | bench``.
+"""The command line: ``longstream train | evaluate | generate | info | compare | convert | export | bench``.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 training diverged; 2 what was asked for cannot be
 done, and one line says why (a traceback, where LONGSTREAM_TRACEBACK is set); 128 + n ended by signal n (130 is Ctrl-C).
+
+A little over 300 lines, because every verb has its place here.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from longstream.bench.command import add_bench_flags
+from longstream.bench.step_command import VERBS as BENCH_VERBS
+from longstream.bench.step_command import add_step_flags, run_step
 from longstream.convert.command import add_convert_flags, run_convert
+from longstream.export.command import add_export_flags, run_export
 from longstream.train.commands import add_evaluate_flags, describe, run_evaluate
 from longstream.train.compare import add_compare_flags, run_compare
 from longstream.train.flags import add_train_flags, given, unknown_option
 from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_settings, flatten, read_toml
 
+WEIGHTS = ("float32", "bfloat16", "int8")
 USUAL_LENGTH = 500  # tokens that `generate` writes unless told
 COMMANDS = {
     "train": "train a model on text, or on sequences of frames",
@@ -30,14 +36,18 @@ COMMANDS = {
     "info": "versions, threads, backends; of a run, what it is",
     "compare": "runs side by side: figures, pictures, what decoding costs",
     "convert": "write a checkpoint in another format, and prove it",
+    "export": "write a graph for other runtimes, and prove it",
     "bench": "time ops and layers beside other packages, and check them",
+    **BENCH_VERBS,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if (verb := " ".join(words[:2])) in COMMANDS:  # of two words
+        words[:2] = [verb]
+    args, rest = _parser().parse_known_args(words)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character, nor a file's name be text
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
@@ -52,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "info": _info,
         "compare": _compare,
         "convert": lambda args, rest: run_convert(args),
+        "export": lambda args, rest: run_export(args),
         "bench": _bench,
+        **dict.fromkeys(BENCH_VERBS, lambda args, rest: run_step(args)),
     }
     try:
         if args.command not in ("train", "evaluate") and rest:
@@ -80,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rich",
         ):
             raise
-        extra = "bench" if args.command == "bench" else "train"
+        extra = "bench" if args.command.startswith("bench") else "train"
         return _fail(f"{args.command} needs more than the core install ({error}): pip install 'longstream[{extra}]'", 2)
 
 
@@ -127,12 +139,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--seed", type=int, metavar="N", help="for the same text again")
     generate.add_argument("--no-end", action="store_true", help="write on instead of ending the document")
+    generate.add_argument("--weights", choices=WEIGHTS, default="float32", help="kind of weights to read [float32]")
+    generate.add_argument("--stats", action="store_true", help="then tell the speed, against the memory's, on stderr")
     for command in (evaluate, generate):
         command.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads [torch's choice]")
     add["info"].add_argument("model", metavar="RUN", nargs="?", help="run directory, or a checkpoint of one")
     add_compare_flags(add["compare"])
     add_bench_flags(add["bench"])
+    for verb in BENCH_VERBS:
+        add_step_flags(add[verb], text=verb == "bench decode")
     add_convert_flags(add["convert"])
+    add_export_flags(add["export"])
     for command in add.values():
         command.set_defaults(options=[option for action in command._actions for option in action.option_strings])
     return parser
@@ -205,7 +222,7 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
 
     from longstream.baselines.language import context_limit
     from longstream.train.loading import load_run
-    from longstream.train.sample import room_after, sample_text
+    from longstream.train.sample import Speed, room_after, sample_text, use_weights
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -222,6 +239,8 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
             f"--prompt and --max-new-tokens must fit into the {limit:,} tokens that this model takes, got"
             f" {limit - room:,} + {length:,}; shorten them, or train with a larger --max-seq-len"
         )
+    use_weights(model, args.weights)
+    speed = Speed()
     write(prompt.decode("utf-8", "replace"))
     sample_text(
         model,
@@ -234,8 +253,13 @@ def _generate(args: argparse.Namespace, rest: list[str]) -> int:
         seed=torch.seed() if args.seed is None else args.seed,
         may_end=not args.no_end,
         write=write,
+        speed=speed,
     )
     write("\n")
+    if args.stats:
+        from longstream.bench.limits import BYTES, measure_limits
+
+        print(speed.describe(model, measure_limits(0.3, matrix=256)[BYTES] or 1.0), file=sys.stderr)
     return 0
 
 

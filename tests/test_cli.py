@@ -137,6 +137,7 @@ def test_info(run: Path, capsys: pytest.CaptureFixture[str]):
     assert f"{model.num_parameters():,}" in shown
     # 2 layers of 4 heads with 4 x 4 float32 each, and the position
     assert f"{2 * 4 * 4 * 4 * 4 + 8:,} bytes per sequence" in shown
+    assert f"2 x HGRN2State {4 * 4 * 4 * 4} bytes, and 8 of the position" in shown
     assert "hidden_size=16" in shown
     assert "train.steps=6" in shown
     assert "bits_per_byte=" in shown

@@ -28,7 +28,8 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.usage = "longstream bench [WHAT] [options]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(["what:", *(f"  {name:<10}{text}" for name, text in SUITES.items())])
+    suites = "\n".join(f"  {name:<10}{text}" for name, text in SUITES.items())
+    parser.epilog = f"what:\n{suites}\nOf one model step by step: longstream bench step, longstream bench decode."
     parser.add_argument("what", nargs="?", default="all", choices=SUITES, help="[all]", metavar="WHAT")
     parser.add_argument("--op", default="", metavar="A,B", help="these ops only, as gla,long_conv")
     parser.add_argument("--lengths", default="", metavar="A,B", help="tokens T [128 to 32768]")
@@ -93,14 +94,14 @@ def make_plan(args: argparse.Namespace):  # noqa: ANN201 - its type is imported 
     from longstream.ops import available_backends, op_names
 
     known = {name for op in op_names() for name in available_backends(op)}
-    only, backends = _among("--op", args.op, registry.OP_GROUPS), _among("--backends", args.backends, sorted(known))
+    only, backends = among("--op", args.op, registry.OP_GROUPS), among("--backends", args.backends, sorted(known))
     quick = args.quick
-    lengths = _numbers("--lengths", args.lengths) or (registry.QUICK_LENGTHS if quick else registry.LENGTHS)
-    batches = _numbers("--batch", args.batch) or (registry.QUICK_BATCHES if quick else registry.BATCHES)
+    lengths = numbers("--lengths", args.lengths) or (registry.QUICK_LENGTHS if quick else registry.LENGTHS)
+    batches = numbers("--batch", args.batch) or (registry.QUICK_BATCHES if quick else registry.BATCHES)
     if args.lengths and max(lengths) * min(batches) > registry.MOST_TOKENS:
         raise ValueError(f"--lengths times --batch must be at most {registry.MOST_TOKENS:,} tokens, got {args.lengths}")
     here = len(cpus())
-    threads = _numbers("--threads", args.threads) or ([here] if quick or args.what == "figures" else {here: 0, 1: 0})
+    threads = numbers("--threads", args.threads) or ([here] if quick or args.what == "figures" else {here: 0, 1: 0})
     if max(threads) > here:
         raise ValueError(f"--threads must be at most {here}, the CPUs that may be used here, got {max(threads)}")
     if only and args.what not in ("all", "ops", "limits"):
@@ -137,20 +138,20 @@ def make_plan(args: argparse.Namespace):  # noqa: ANN201 - its type is imported 
     )
 
 
-def refuse_to_overwrite(folder: Path, overwrite: bool) -> None:
-    """Raise unless results may be written here."""
+def refuse_to_overwrite(folder: Path, overwrite: bool, mark: str = "worker.log", what: str = "bench") -> None:
+    """Raise unless results may be written here; ``mark`` is the file that tells results of ``what``."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "worker.log").is_file():
-            raise FileExistsError(f"{folder} exists and holds no results of bench: choose another --out")
+        if not (folder / mark).is_file() or (what != "bench" and (folder / "worker.log").exists()):
+            raise FileExistsError(f"{folder} exists and holds no results of {what}: choose another --out")
         if not overwrite:
             raise FileExistsError(
                 f"{folder} already holds results: choose another --out, or replace them with --overwrite"
             )
 
 
-def _numbers(flag: str, text: str) -> tuple[int, ...]:
+def numbers(flag: str, text: str) -> tuple[int, ...]:
     """Positive integers between commas, each once."""
     words = [word.strip() for word in text.split(",")] if text else []
     if not all(word.isdecimal() and int(word) > 0 for word in words):
@@ -158,7 +159,7 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(word) for word in words))
 
 
-def _among(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+def among(flag: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     """Known names between commas."""
     names = tuple(word.strip() for word in text.split(",")) if text else ()
     for name in names:

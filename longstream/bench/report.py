@@ -44,20 +44,16 @@ HEAD = ["B x T", "mode", "threads"]  # of a case; the terminal shows them once, 
 NUMBERS = ("median ms", "min ms", "ratio", "peak MiB", "error")
 PAPER = 150  # columns where there is no terminal
 COLUMNS = (*HEAD, "who", "median ms", "min ms", "ratio", "peak MiB", "error", "share", "more")
+PACKAGES = ("jax", "mambapy", "accelerated-scan", "minGRU-pytorch", "mlstm_kernels", "transformers")
 
 
 def machine(plan: Plan) -> dict[str, Any]:
     """What was measured on, and with."""
-    packages = [
-        "longstream",
-        "torch",
-        "jax",
-        "mambapy",
-        "accelerated-scan",
-        "minGRU-pytorch",
-        "mlstm_kernels",
-        "transformers",
-    ]
+    return {**system(PACKAGES), "rounds": plan.effort.rounds, "longest call, s": plan.effort.limit}
+
+
+def system(packages: Sequence[str]) -> dict[str, Any]:
+    """Processor, system, and versions of longstream, torch and other packages."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -70,10 +66,18 @@ def machine(plan: Plan) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch vectors": torch.backends.cpu.get_cpu_capability(),
         "native kernels": _native.MISSING or "compiled",
-        "versions": {name: peers.version(name) or "not installed" for name in packages},
-        "rounds": plan.effort.rounds,
-        "longest call, s": plan.effort.limit,
+        "versions": {name: peers.version(name) or "not installed" for name in ("longstream", "torch", *packages)},
     }
+
+
+def system_texts(here: dict[str, Any]) -> list[str]:
+    """`system` in sentences, a line each."""
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    return [
+        f"{here['processor']}, {here['cpus']} CPUs, {here['system']}, Python {here['python']}; torch uses"
+        f" {here['torch vectors']}; native kernels: {here['native kernels']}.",
+        f"{versions}.",
+    ]
 
 
 def row_texts(row: Row) -> list[str]:
@@ -181,13 +185,10 @@ def write(results: Results, found: Sequence[Figure], plan: Plan, folder: Path) -
 
 
 def _markdown(results: Results, found: Sequence[Figure], here: dict[str, Any], plots: Sequence[Path]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     lines = [
         "# `longstream bench`",
         "",
-        f"{here['processor']}, {here['cpus']} CPUs, {here['system']}, Python {here['python']}; torch uses"
-        f" {here['torch vectors']}; native kernels: {here['native kernels']}.",
-        f"{versions}.",
+        *system_texts(here),
         "",
         f"float32. Contestants of a shape take turns, {here['rounds']} rounds. ratio: of the medians, to the first row"
         " of ours that has a time. peak: what one call adds to the resident memory of the process. error: the largest,"
@@ -198,8 +199,13 @@ def _markdown(results: Results, found: Sequence[Figure], here: dict[str, Any], p
         group = next((name for name, text in TITLES.items() if text == title), "")
         lines += ["", f"## {title}", ""]
         lines += [f"![{title}]({plot.name})\n" for plot in plots if plot.stem == group]
-        lines += [_line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows)]
+        lines += markdown_table(columns, rows)
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [_line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows)]
 
 
 def _line(cells: Sequence[str]) -> str:
