@@ -1,4 +1,4 @@
-"""Every page of docs/guides runs from its first block to its last, reduced by the table below.
+"""Every page of docs/guides, and docs/streaming.md, runs from its first block to its last, reduced by the table below.
 
 A block that no row touches runs as it stands. What a page downloads is put in place beforehand, by a stand-in of the
 same format. The python blocks of a page are one program, the shell blocks one `bash -euo pipefail` each.
@@ -26,6 +26,8 @@ REDUCED: dict[str, list[tuple[str, str]]] = {
         (r"--steps 600 --eval-every 200", "--steps 4 --eval-every 2"),
         (r"--seq-len 720", "--seq-len 72"),
         (r"hidden_size=32, num_layers=2, horizon=36, steps=100", "hidden_size=8, num_layers=1, horizon=36, steps=3"),
+        (r"examples/sensor.py scipy-\S+", f"{ROOT}/examples/sensor.py ecg.npz --minutes 0.01"),
+        (r"^python examples/realtime_bot.py --seconds 60", NOTHING),  # tests/test_examples.py runs it
     ],
     "research.md": [
         (r"^pip .*$", NOTHING),
@@ -48,6 +50,7 @@ REDUCED: dict[str, list[tuple[str, str]]] = {
         (r"X,30000001,A,G", "X,1000,A,G"),
         (r"examples/dna_variants.py", str(ROOT / "examples" / "dna_variants.py")),
     ],
+    "../streaming.md": [],
 }
 
 
@@ -84,12 +87,13 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "realtime.md": _heart,
     "research.md": _text,
     "published_weights.md": _genome,
+    "../streaming.md": lambda folder: None,
 }
 
 
 def test_every_page_is_tested():
     pages = {path.name for path in (ROOT / "docs" / "guides").glob("*.md")} - {"README.md"}
-    assert pages == set(REDUCED) == set(STAND_INS)
+    assert pages | {"../streaming.md"} == set(REDUCED) == set(STAND_INS)
 
 
 @pytest.mark.slow
