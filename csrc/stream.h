@@ -116,9 +116,10 @@ enum class Policy : int64_t { raise, hold, pass };
 // A step of B rows. Of state[slot[b], b] it makes state[(slot[b] + 1) % slots, b], and if the row is committed, writes
 // that slot and its position, and `held`. Returns 0; or the number of rows of x with a bad number, which is NaN where
 // none is allowed, or infinity, and then nothing was touched; or, negative, the number of rows that were not committed.
-//   raise  a bad number in x: see above. A bad one in y: no row is committed.
-//   hold   a bad number is replaced by held[b, c], the last good one. Rows with a bad number in y are not committed.
-//   pass   rows with a bad number in x or y are not committed.
+//   raise  a bad number in x: see above. A bad one in y or in a new state: no row is committed.
+//   hold   a bad number in x is replaced by held[b, c], the last good one. Rows with one in y or in their new state are
+//          not committed.
+//   pass   rows with a bad number in x, y or their new state are not committed.
 // A tape is written whether the row is committed or not: a row that was to begin anew and was not has lost its own.
 struct StreamStep {
   const int64_t* program;  // (instructions, kInstruction)

@@ -93,7 +93,8 @@ class Step {
     for (int64_t b = 0; b < s_.B; ++b) {
       const float* out = s_.scratch + b * s_.scratch_size + begin_.out;
       std::memcpy(s_.y + b * begin_.n_out, out, size_t(begin_.n_out) * sizeof(float));
-      places_.bad[b] = (s_.policy == Policy::pass && places_.bad[b]) || !all_finite(out, begin_.n_out);
+      places_.bad[b] =
+          (s_.policy == Policy::pass && places_.bad[b]) || !all_finite(out, begin_.n_out) || !keeps_finite(b);
       bad += places_.bad[b];
     }
     const bool none = bad > 0 && s_.policy == Policy::raise;
@@ -109,6 +110,18 @@ class Step {
     if (all_finite(x, begin_.n_in)) return true;
     for (int64_t c = 0; c < begin_.n_in; ++c) {
       if (is_bad(x[c], allows_nan(c))) return false;
+    }
+    return true;
+  }
+
+  // Whether a row's new state is one to go on from: a gate can be shut to what would make its output bad only later.
+  bool keeps_finite(int64_t b) const {
+    if (!all_finite(places_.to[b], s_.state_size)) return false;
+    for (int64_t turn = 1; s_.tape_size > 0 && turn < s_.instructions; ++turn) {
+      const int64_t* instruction = s_.program + turn * kInstruction;
+      if (*instruction != int64_t(stream::Code::long_conv)) continue;
+      const auto op = fields<stream::long_conv_op>(instruction);
+      if (!all_finite(places_.tape[b] + op.tape + places_.position[b] * op.n, op.n)) return false;
     }
     return true;
   }

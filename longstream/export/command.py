@@ -91,6 +91,8 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _length(text: str) -> int | None:
+    if text != "dynamic" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be dynamic or a number, got {text!r}")
     return None if text == "dynamic" else int(text)
 
 

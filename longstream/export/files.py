@@ -57,6 +57,7 @@ def write(program: torch.export.ExportedProgram, path: Path, about: dict[str, An
     """Write to a path that ends in .onnx or .pt2."""
     text = json.dumps(about)
     if path.suffix == ".pt2":
+        _forget_source(program.graph_module)
         with quiet():
             torch.export.save(program, path, extra_files={FILE: text})
         return
@@ -86,6 +87,13 @@ def _first_output(program: torch.export.ExportedProgram) -> torch.Tensor:
     name, *_ = program.graph_signature.user_outputs
     node = next(node for node in program.graph.nodes if node.name == name)
     return node.meta["val"]
+
+
+def _forget_source(module: torch.fx.GraphModule) -> None:
+    """Leave out where in whose files each node came from."""
+    for part in module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -141,8 +141,8 @@ def _check(
     for name, value in numbers:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"export: {name} must be an integer >= 1, got {value!r}")
-    if not tolerance > 0:
-        raise ValueError(f"export: tolerance must be > 0, got {tolerance!r}")
+    if not 0 < tolerance < float("inf"):
+        raise ValueError(f"export: tolerance must be a number > 0, got {tolerance!r}")
     if chunk_length is not None and graph == "step":
         raise ValueError(f"export: chunk_length is of graph 'chunk' or 'both', got graph 'step' and {chunk_length}")
     if modes is not None and hyena == "exact":
@@ -164,6 +164,8 @@ def _targets(path: Path, to: str, graphs: tuple[str, ...], overwrite: bool) -> d
         files = {graph: path / f"{graph}.{to}" for graph in graphs}
     _parent(files)
     for file in files.values():
+        if file.is_dir():
+            raise ValueError(f"export: {file} is a folder, which no file replaces; name another path")
         if file.exists() and not overwrite:
             raise FileExistsError(f"export: {file} exists; overwrite=True, or --overwrite, replaces it")
     return files

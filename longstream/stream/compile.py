@@ -29,6 +29,8 @@ _WHOLE = (HyenaFilter, edifice_hyena.HyenaFilter)  # what rules ask for its resu
 class CompiledStep:
     """What `compile_step` makes. It has its own copy of the weights: later changes of the model's do not reach it.
 
+    Of the embeddings of tokens there is no copy.
+
     Attributes:
         model:        that was compiled, for its parallel pass.
         weights:      kind of the weights of linear maps.

@@ -67,8 +67,6 @@ class EagerEngine:
                     x = torch.where(bad, self.held, x)
                 else:
                     good_x = ~bad.any(1)
-            if policy == HOLD:
-                self.held.copy_(torch.where(x.isnan(), self.held, x))
         before = self._gather(self._latest())
         if reset is not None and bool(reset.any()):
             order = [self.batch_size if anew else row for row, anew in enumerate(reset.tolist())]
@@ -78,11 +76,15 @@ class EagerEngine:
         out, after = steps.step(x, before)
         y.copy_(out.flatten(1))
         good = out.flatten(1).isfinite().all(1)
+        for tensor in after.tensors():
+            good = good & steps.is_state_fine(tensor)
         if good_x is not None:
             good = good & good_x
         failed = self.batch_size - int(good.sum())
         if policy == RAISE and failed:
             return -failed
+        if self.held is not None and policy == HOLD:
+            self.held.copy_(torch.where(x.isnan() | ~good[:, None], self.held, x))
         for row, goes_on in enumerate(good.tolist()):
             if goes_on:
                 self._rows[row].append((after, row))

@@ -97,11 +97,11 @@ class NativeEngine:
         Raises:
             ValueError: a row has taken in all the frames that the model can, or a token is not of the vocabulary.
         """
-        compiled = self.compiled
-        if compiled.longest is not None and self._most >= compiled.longest:
-            self._most = self._longest(reset)
-            if self._most >= compiled.longest:
-                compiled.check_frames(self._most + 1)
+        compiled, most = self.compiled, self._most
+        if compiled.longest is not None and most >= compiled.longest:
+            most = self._longest(reset)
+            if most >= compiled.longest:
+                compiled.check_frames(most + 1)
         if compiled.embedding is not None:
             check_ids("Stream.step", x[:, None], compiled.vocab_size or 0, "frame")
             x = torch.index_select(compiled.embedding, 0, x.long(), out=self._frames)
@@ -112,8 +112,10 @@ class NativeEngine:
             anew = None if reset is None else reset.data_ptr()
             failed = self._run(self._at, x.data_ptr(), y.data_ptr(), anew, policy)
         if failed == _REFUSED:
-            *most, scratch, workspace = self._memory
-            failed = torch.ops.longstream.stream_step(*most, reset, scratch, workspace, x, y, policy, self.threads)
+            *memory, scratch, workspace = self._memory
+            failed = torch.ops.longstream.stream_step(*memory, reset, scratch, workspace, x, y, policy, self.threads)
+        if not failed:
+            self._most = most  # else rows that were to begin anew may be where they were
         self._count(failed, reset, policy)
         return failed
 
@@ -160,11 +162,13 @@ class NativeEngine:
         for row in set(chosen):
             self._present[row] = (self._present[row] - frames) % slots
             kept[row] -= frames
+        if self.compiled.longest is not None:  # a row may be back before a reset
+            self._most = max(self._most, self._longest(None))
 
     @property
     def kept(self) -> Tensor:
         """(B,) int64: frames that each row can go back now."""
-        return torch.tensor(self._counted())
+        return torch.tensor([min(kept + self._steps, self.history) for kept in self._kept])  # another thread may look
 
     # states
 

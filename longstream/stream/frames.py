@@ -96,10 +96,16 @@ def ffill(x: Tensor, skipped: Tensor, bad: Tensor, held: Tensor, mask: Tensor | 
     return torch.where(bad, filled, x), filled[:, -1]
 
 
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two contiguous tensors have memory in common."""
+    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
+
+
 def from_array(array: np.ndarray) -> Tensor:
     """Without a copy, where torch can look at the array's memory."""
     flags = array.flags
-    fits = flags.writeable and (flags.c_contiguous or all(stride > 0 for stride in array.strides))
+    steps = [stride > 0 and stride % array.itemsize == 0 for stride in array.strides]
+    fits = flags.writeable and flags.aligned and (flags.c_contiguous or all(steps))
     if not fits or not array.dtype.isnative:
         array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
     try:

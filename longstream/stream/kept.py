@@ -2,7 +2,7 @@
 
 import threading
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,17 @@ class Watch:
         modules = [*model.modules()]
         self.children: list[tuple[dict[str, Any], str, Any]] = []
         self.tensors: list[tuple[dict[str, Any], str, Tensor, int, int]] = []
+        self.absent: list[tuple[dict[str, Any], str]] = []  # as a bias that may be put there later
         self.hooks = [getattr(module, name) for module in modules[1:] for name in _HOOKS]
-        self.tables = [vars(module) for module in modules]  # not the modules: the first is a key of `_kept`
-        for module in modules:
-            self.children += [(module._modules, name, child) for name, child in module._modules.items()]
-            for table in (module._parameters, module._buffers):
+        self._first = ref(model)  # a key of `_kept`, and its table may have methods of its own bound to it
+        self._tables = [vars(part) for part in modules[1:]]
+        for part in modules:
+            self.children += [(part._modules, name, child) for name, child in part._modules.items()]
+            for table in (part._parameters, part._buffers):
                 self.tensors += [(table, name, t, *_count(t)) for name, t in table.items() if t is not None]
+                self.absent += [(table, name) for name, t in table.items() if t is None]
         self.had_hooks, self.had = any(self.hooks), self.why_not
-        self.attributes = [_plain(table) for table in self.tables]
+        self.attributes = [_plain(table) for table in self._all_tables()]
         self.samples = [_sample(t) for _, _, t, _, _ in self.tensors]
 
     @property
@@ -78,9 +81,13 @@ class Watch:
         """What of this a native step would not run."""
         if any(self.hooks):
             return "a part of it has forward hooks, which a native step would not run"
-        if any("forward" in table for table in self.tables[1:]):
+        if any("forward" in table for table in self._tables):
             return "the forward of a part of it was replaced on the instance, which a native step would not run"
         return None
+
+    def _all_tables(self) -> list[dict[str, Any]]:
+        first = self._first()
+        return [{} if first is None else vars(first), *self._tables]
 
     def is_same(self, thorough: bool) -> bool:
         same = (
@@ -89,13 +96,14 @@ class Watch:
                 table.get(name) is t and _count(t) == (version, place)
                 for table, name, t, version, place in self.tensors
             )
+            and all(table.get(name) is None for table, name in self.absent)
             and any(self.hooks) == self.had_hooks
         )
         if not same or not thorough:
             return same
         return (
             self.why_not == self.had
-            and all(_plain(table) == plain for table, plain in zip(self.tables, self.attributes, strict=True))
+            and all(_plain(table) == plain for table, plain in zip(self._all_tables(), self.attributes, strict=True))
             and all(torch.equal(_sample(t), s) for (_, _, t, _, _), s in zip(self.tensors, self.samples, strict=True))
         )
 

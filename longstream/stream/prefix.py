@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from longstream.models import State
+from longstream.models import LanguageModel, State
 from longstream.models.generate import read_prompts
 from longstream.stream.kept import Watch, as_language_model
 from longstream.stream.steps import Steps
@@ -87,6 +87,11 @@ class PrefixCache:
         """The state after these tokens in n rows, for as many continuations."""
         return self.state_of(ids).fork(n)
 
+    def is_of(self, model: LanguageModel) -> bool:
+        """Whether this model has the same modules, or the same configuration and weights."""
+        same = self.model.embeddings is model.embeddings and self.model.backbone is model.backbone
+        return same or fingerprint_of(self.model) == fingerprint_of(model)
+
     def clear(self) -> None:
         """Forget all states, and remove this model's files."""
         with self._lock:
@@ -146,8 +151,12 @@ class PrefixCache:
         self._remember(key, state)
         if self._folder is None or state.nbytes > self.disk_bytes:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        state.save(self._path(key), overwrite=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            state.save(self._path(key), overwrite=True)
+        except OSError as error:  # a full disk: the state is in memory, and was asked for
+            logger.warning("PrefixCache: %s cannot be written: %s", self._path(key), error)
+            return
         files = sorted(self._sizes())
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -172,7 +181,10 @@ class PrefixCache:
                 raise ValueError(f"position must be {key[0]}, got {state.position.tolist()}")
         except FileNotFoundError:  # another process was here
             return None
-        except (ValueError, TypeError, OSError) as error:
+        except OSError as error:  # a disk, or somebody's permissions
+            logger.warning("PrefixCache: %s cannot be read: %s", path, error)
+            return None
+        except (ValueError, TypeError) as error:
             path.unlink(missing_ok=True)
             logger.warning("PrefixCache: %s was damaged and is removed: %s", path, error)
             return None

@@ -111,6 +111,8 @@ class Steps:
             )
         if len(state.layers) != len(first.layers):
             raise ValueError(f"{who}: state must have {len(first.layers)} layers, got {len(state.layers)}")
+        if state.position.dim() != 1:
+            raise ValueError(f"{who}: position must have shape (B,), got {tuple(state.position.shape)}")
         if state.batch_size != rows:
             raise ValueError(f"{who}: state must have {rows} rows, got {state.batch_size}")
         for i, (layer, like) in enumerate(zip(state.layers, first.layers, strict=True)):
@@ -186,8 +188,10 @@ def inner_model(model: Any) -> Any:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode: itself, or a twin with the same tensors where it is being trained."""
-    if not any(module.training for module in model.modules()):
+    """The model in evaluation mode: itself, or a twin with the same tensors where training it would be another."""
+    drops = any(getattr(m, "p", 0) > 0 for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
+    drops = drops or any(m.dropout > 0 for m in model.modules() if isinstance(m, nn.RNNBase))
+    if not drops and not any(module.training for module in model.modules()):
         return model
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()

@@ -17,7 +17,7 @@ from longstream.models import State
 from longstream.stream.compile import CannotCompile, CompiledStep, compile_step
 from longstream.stream.eager import EagerEngine
 from longstream.stream.engine import HOLD, PASS, RAISE, TAPE_HISTORY, NativeEngine
-from longstream.stream.frames import ffill, read_frame, read_frames, read_reset, read_rows, say_where
+from longstream.stream.frames import ffill, overlap, read_frame, read_frames, read_reset, read_rows, say_where
 from longstream.stream.steps import Steps, inner_model
 
 POLICIES = {"raise": RAISE, "hold": HOLD, "pass": PASS}
@@ -33,7 +33,8 @@ class Stream:
 
     The model remembers everything since a row's first frame: see `unbounded`; `sliding_window` forgets. Backend
     "native" packs the weights once, so that a step is one call that allocates nothing: a change of the model's weights
-    does not reach it. Backend "eager" runs the model's own step, on any device.
+    does not reach its steps (but that of a language model's embeddings, which are not copied, and `prefill`, which is
+    the model's own, does): make a new stream then. Backend "eager" runs the model's own step, on any device.
 
     Numbers that are NaN or infinite never get into a state. What else happens is ``nonfinite``'s choice:
 
@@ -133,7 +134,8 @@ class Stream:
         self._caller = threading.Lock()
         self._frame_shape = torch.Size(self._steps.frame_shape(batch_size))
         self._output_shape = torch.Size((batch_size, *self._steps.output_shape))
-        self._engine = self._make_engine(batch_size)
+        with torch.inference_mode(False):  # memory that is written to in any mode
+            self._engine = self._make_engine(batch_size)
         if state is not None:
             self.load(state)
 
@@ -158,11 +160,15 @@ class Stream:
                 y = torch.empty(self._output_shape, dtype=self._steps.output_dtype, device=self._steps.device)
             else:
                 y = self._read_out(out, is_single)
+                if self._policy != RAISE and overlap(x, y):
+                    x = x.clone()  # it is looked at again when y is written
             anew = None if reset is None else read_reset("Stream.step", reset, self.batch_size, x.device)
             engine = self._engine
-            if anew is not None and self._policy == HOLD and engine.held is not None:
-                engine.held.masked_fill_(anew[:, None], 0.0)
-            failed = engine.step(x, y if y.dim() == 2 else y.view(self.batch_size, -1), anew, self._policy)
+            flat = y if y.dim() == 2 else y.view(self.batch_size, -1)
+            if anew is not None and self._policy == HOLD:
+                failed = self._step_anew(x, flat, anew)
+            else:
+                failed = engine.step(x, flat, anew, self._policy)
             self.skipped = 0
             if failed:
                 self._judge("step", failed, x, y)
@@ -173,6 +179,18 @@ class Stream:
         if is_single:
             y = y[0]
         return y.numpy(force=True) if is_array else y
+
+    def _step_anew(self, x: Tensor, y: Tensor, anew: Tensor) -> int:
+        """A step that holds, with rows that begin anew: they hold nothing before it, and what they held if it fails."""
+        engine = self._engine
+        held, stays = engine.held.clone(), anew
+        engine.held.masked_fill_(anew[:, None], 0.0)
+        try:
+            failed = engine.step(x, y, anew, HOLD)
+            stays = anew & ~y.isfinite().all(1)
+        finally:
+            engine.held.copy_(torch.where(stays[:, None], held, engine.held))
+        return int(failed)
 
     def prefill(self, frames: Any, *, mask: Any = None) -> Any:
         """Many frames at once, at the speed of the parallel pass: (B, T, E), or (B, T) tokens -> the last output.
@@ -214,7 +232,7 @@ class Stream:
             if self._policy == RAISE and self.skipped:
                 self._refuse_output("prefill", good)
             if held is not None and engine.held is not None:
-                engine.held.copy_(held)
+                engine.held[rows] = held[rows]
             if rows:
                 engine.set(last if not self.skipped else last.select(rows), rows)
         y = y[0] if is_single else y
@@ -317,8 +335,9 @@ class Stream:
         shape = tuple(self.held.shape)
         if not isinstance(values, Tensor) or values.shape != shape or not bool(values.isfinite().all()):
             raise ValueError(f"Stream.held must be a finite tensor of shape {shape}, got {values!r}")
-        if held is not None:
-            held.copy_(values)
+        with self._alone("held"):
+            if held is not None:
+                held.copy_(values)
 
     @property
     def nbytes(self) -> int:
@@ -371,13 +390,16 @@ class Stream:
             y[self._steps.is_bad(x).any(1)] = torch.nan
 
     def _refuse_output(self, what: str, good: Tensor) -> NoReturn:
+        """``good`` (B,): whose outputs are finite, of all rows where it is a state that is not."""
         rows = (~good).nonzero()[:, 0].tolist()
+        which = f"outputs or states of the rows {rows}" if rows else "new state of a row"
         raise FloatingPointError(
-            f"Stream.{what}: the outputs or states of the rows {rows} are not finite, though the frames are; the state"
-            " stays what it was"
+            f"Stream.{what}: not finite, though the frames are: the {which}; the state stays what it was"
         )
 
     def _read_out(self, out: Any, is_single: bool) -> Tensor:
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
+            raise ValueError("Stream.step: out must be an array that can be written to, got a read-only one")
         y = torch.from_numpy(out) if isinstance(out, np.ndarray) else out
         shape = self._output_shape[1:] if is_single else self._output_shape
         dtype = self._steps.output_dtype

@@ -64,6 +64,8 @@ class TextEngine:
     until the model changes or is gone, or `longstream.stream.forget_step` is called. Where there is no native step (not
     float32, not on a CPU, a layer of another package), the model's own runs; `backend` and `why_not` say so.
 
+    An engine steps with the weights that the model had when it was made: after training on, make a new one.
+
     Args:
         model:      `longstream.models.LanguageModel`, or a causal language model of longstream.hf.
         batch_size: rows, >= 1.
@@ -98,6 +100,8 @@ class TextEngine:
         if isinstance(prefix, State) and prefix.batch_size != 1:
             raise ValueError(f"generate: prefix must be a state of one row, got {prefix.batch_size}; select one first")
         self.model, self.batch_size, self.prefix = as_language_model(model), batch_size, prefix
+        if isinstance(prefix, PrefixCache) and not prefix.is_of(self.model):
+            raise ValueError("generate: prefix must be a PrefixCache of this model, got one of other weights")
         self.steps = self.tokens = 0
         what: Any = self.model
         self.why_not: dict[str, str] = {}
@@ -182,10 +186,11 @@ class TextEngine:
         """The next text that is not over with its first token, and the state after its prompt."""
         while waiting:
             text = waiting.popleft()
-            logits = self._read(text.prompt)
-            yield from self._draw([text], logits[None], sampler, eos_token_id)
-            if text.left:
-                return text, self._reader.state
+            made = self._draw([text], self._read(text.prompt)[None], sampler, eos_token_id)
+            state = self._reader.state if text.left else None  # before others read prompts with this engine
+            yield from made
+            if state is not None:
+                return text, state
         return None
 
     def _read(self, prompt: list[int]) -> Tensor:

@@ -43,7 +43,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_it_fails_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "no such run directory" in fails(capsys, str(tmp_path / "none"))
     assert "invalid choice: 'tflite'" in fails(capsys, "run", "--to", "tflite")
-    assert "--chunk-length: invalid _length value: 'x'" in fails(capsys, "run", "--chunk-length", "x")
+    assert "--chunk-length: must be dynamic or a number, got 'x'" in fails(capsys, "run", "--chunk-length", "x")
     assert "unknown option '--chunk'" in fails(capsys, "run", "--chunk", "3")
 
 

@@ -1,6 +1,7 @@
 """What cannot be exported or run, and in which words."""
 
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def test_a_layer_without_a_state(model, message, tmp_path: Path):
         ({"graph": "both"}, ValueError, "path must be a folder for both graphs"),
         ({"to": "onnx"}, ValueError, r"path must end in .onnx, or be a folder"),
         ({"steps": 0}, ValueError, "steps must be an integer >= 1"),
-        ({"tolerance": 0}, ValueError, "tolerance must be > 0"),
+        ({"tolerance": 0}, ValueError, "tolerance must be a number > 0"),
+        ({"tolerance": float("inf")}, ValueError, "tolerance must be a number > 0"),
         ({"modes": 4}, ValueError, "without modes: the model has no Hyena layer"),
         ({"modes": 4, "hyena": "exact"}, ValueError, "modes are of hyena 'modal'"),
         ({"hyena": "modal"}, ValueError, "the model has no Hyena layer"),
@@ -209,3 +211,19 @@ def test_a_foreign_model(tmp_path: Path):
     onnx.save(made, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="was not written by longstream export"):
         Runner(tmp_path / "model.onnx")
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path):
+    kept = tmp_path / "model.pt2" / "kept"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    with pytest.raises(ValueError, match=r"model\.pt2 is a folder"):
+        export(tiny("hgrn"), kept.parent, to="pt2", overwrite=True)
+    assert kept.read_text() == "mine"
+
+
+def test_an_archive_does_not_say_where_it_was_made(tmp_path: Path):
+    file = tmp_path / "model.pt2"
+    export(tiny("hgrn"), file, to="pt2", steps=3)
+    with zipfile.ZipFile(file) as archive:
+        assert not any(str(Path(run.__file__).parent).encode() in archive.read(name) for name in archive.namelist())

@@ -121,6 +121,15 @@ def test_bytes_of_files(tmp_path):
     assert small.disk_nbytes > 10  # what is too large is not written, and nothing is removed for it
 
 
+def test_a_folder_that_cannot_be_written_costs_no_answer(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    model = make()
+    cache = PrefixCache(model, directory=tmp_path / "file")
+    assert same(cache.state_of([1, 2]), PrefixCache(model).state_of([1, 2]))
+    assert any("cannot be written" in r.getMessage() for r in caplog.records)
+    assert (cache.misses, len(cache)) == (1, 1)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other"])
 def test_damaged_files_are_dropped_and_told(damage, tmp_path, caplog):
     model = make()

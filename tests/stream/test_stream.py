@@ -225,6 +225,17 @@ def test_dropout_is_off_and_the_models_mode_stays():
     assert not close(torch.stack([stream.step(x[:, t]) for t in range(6)], 1), wanted)
 
 
+@both
+def test_dropout_stays_off_when_training_begins_later(backend: str):
+    model = with_dropout().eval()
+    stream = make_stream(model, backend)
+    frames = make_frames(model, 1, 30)
+    expected = parallel(model, frames)
+    model.train()
+    assert close(stream.step(frames[:, 0]), expected[:, 0])
+    assert close(stream.prefill(frames[:, 1:]), expected[:, -1])
+
+
 def with_dropout() -> torch.nn.Module:
     return longstream.build("hgrn2", embed_dim=E, hidden_size=16, num_layers=2, dropout=0.5).train()
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.stream.streamed import E, both, close, make, make_frames, make_stream, parallel, same
+from longstream.layers import HGRN, Hyena
+from tests.stream.streamed import LONGEST, E, both, close, make, make_frames, make_stream, parallel, same
 
 NAN, INF = float("nan"), float("inf")
 
@@ -135,9 +136,11 @@ def test_an_output_that_is_not_finite_is_not_committed(backend: str, nonfinite: 
     large = x.clone()
     large[1, 0] = 1e30
     if nonfinite == "raise":
-        with pytest.raises(FloatingPointError, match=r"rows \[1\] are not finite, though the frames are"):
+        with pytest.raises(
+            FloatingPointError, match=r"not finite, though the frames are: the outputs or states of the rows \[1\]"
+        ):
             stream.step(large)
-        with pytest.raises(FloatingPointError, match=r"rows \[1\] are not finite"):
+        with pytest.raises(FloatingPointError, match=r"the rows \[1\]"):
             stream.prefill(large[:, None])
         assert same(stream.state, before)
     else:
@@ -177,3 +180,89 @@ def test_missing_values_of_a_model_that_knows_them(backend: str, nonfinite: str)
         assert stream.step(bad).isnan().all()
         assert stream.skipped == 2
     assert stream.state.tensors()[0].isfinite().all()
+
+
+@both
+def test_rows_that_do_not_go_on_hold_what_they_held(backend: str):
+    model = make("hgrn2")
+    with torch.no_grad():
+        model.input_projection.weight[:, 0] = 1e38  # a frame that is finite, and too large for float32
+    x = torch.randn(2, E)
+    x[:, 0] = 0
+    large = x * 2
+    large[1, 0] = 1e30
+    stream = make_stream(model, backend, batch_size=2, nonfinite="hold")
+    for go_on in (
+        lambda: stream.step(large),
+        lambda: stream.step(large, reset=torch.tensor([True, True])),
+        lambda: stream.prefill(large[:, None]),
+    ):
+        stream.step(x)
+        go_on()
+        assert stream.skipped == 1
+        assert torch.equal(stream.held, torch.stack([large[0], x[1]]))
+
+
+@both
+def test_a_refused_step_leaves_what_is_held(backend: str):
+    model = make("hyena")
+    x = make_frames(model, 2, LONGEST)
+    stream = make_stream(model, backend, batch_size=2, nonfinite="hold")
+    stream.prefill(x)
+    with pytest.raises(ValueError, match="max_seq_len"):
+        stream.step(x[:, 0], reset=torch.tensor([True, False]))
+    assert torch.equal(stream.held, x[:, -1])
+
+
+@both
+@pytest.mark.parametrize("nonfinite", ["raise", "hold", "pass"])
+def test_outputs_may_go_where_the_frame_is(backend: str, nonfinite: str):
+    model = make("hgrn2").backbone
+    frame = torch.randn(1, 16)
+    wanted = make_stream(model, backend).step(frame)
+    stream, x = make_stream(model, backend, nonfinite=nonfinite), frame.clone()
+    assert torch.equal(stream.step(x, out=x), wanted)
+    if nonfinite == "hold":
+        assert torch.equal(stream.held, frame)
+
+
+@both
+def test_a_state_is_not_poisoned_behind_a_finite_output(backend: str):
+    """A forget gate that is open lets infinity into the convolution's state, and nothing of it into the output."""
+    mixer = HGRN(8, conv_size=4).eval()
+    with torch.no_grad():
+        mixer.candidate_proj.weight.mul_(1e-37)
+        mixer.out_gate_proj.weight.mul_(1e-37)
+        mixer.forget_proj.weight.fill_(2.0)
+        mixer.forget_conv.weight.abs_()
+    stream = make_stream(mixer, backend)
+    stream.step(torch.ones(8))
+    before = stream.state
+    huge = torch.full((8,), 3e38)
+    assert mixer.step(huge[None], before.layers[0])[0].isfinite().all()
+    with pytest.raises(
+        FloatingPointError, match="not finite, though the frames are: the new state of a row; the state stays"
+    ):
+        stream.step(huge)
+    assert same(stream.state, before)
+    stream.step(torch.ones(8))
+
+
+def test_an_infinite_input_of_a_long_convolution_is_not_kept():
+    """Nor one on the tape, which a gate of zero hides."""
+    mixer = Hyena(8, max_seq_len=200).eval()
+    D = 8
+    with torch.no_grad():
+        mixer.in_proj.weight.zero_()
+        mixer.in_proj.bias.zero_()
+        mixer.in_proj.bias[:D] = 0.0  # the last gate
+        mixer.in_proj.weight[D:] = torch.eye(D).repeat(2, 1) * 2
+        mixer.short_conv.weight.fill_(1.0)
+        assert mixer.short_conv.bias is not None
+        mixer.short_conv.bias.zero_()
+    stream = make_stream(mixer, "native")
+    stream.step(torch.ones(8))
+    before = stream.state
+    with pytest.raises(FloatingPointError):
+        stream.step(torch.full((8,), 1e30))
+    assert same(stream.state, before)

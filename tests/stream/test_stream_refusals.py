@@ -6,7 +6,7 @@ import torch
 
 from longstream.models import State
 from longstream.stream import Stream
-from tests.stream.streamed import VOCABULARY, E, both, make, make_frames, make_stream, same
+from tests.stream.streamed import LONGEST, VOCABULARY, E, both, make, make_frames, make_stream, same
 
 
 @both
@@ -42,6 +42,10 @@ def test_frames_that_are_none(backend: str):
         stream.prefill(x)
     with pytest.raises(ValueError, match=r"mask must be 0 \(pad\) or 1 \(frame\) of shape \(2, 3\), got"):
         stream.prefill(torch.zeros(2, 3, E), mask=torch.full((2, 3), 2))
+    array = np.zeros((2, 16), np.float32)
+    array.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be an array that can be written to"):
+        stream.step(x, out=array)
     assert same(stream.state, before)
     tokens = make_stream(make("language"), backend, batch_size=2)
     with pytest.raises(ValueError, match=rf"frame must lie in \[0, {VOCABULARY}\), got {VOCABULARY}"):
@@ -112,6 +116,8 @@ def test_states_that_do_not_fit_are_refused_by_name(name: str, backend: str):
         (other(first, lambda t: t[..., 1:]), ValueError, r"layer 0, \w+ must have shape"),
         (other(first, poisoned), ValueError, r"layer 0, \w+ must be finite, got NaN or infinity in the rows \[1\]"),
         (other(-1, lambda t: t - 99), ValueError, "position must be int64 >= 0"),
+        (other(-1, lambda t: t[:, None]), ValueError, r"position must have shape \(B,\), got \(2, 1\)"),
+        (other(-1, lambda t: t[0]), ValueError, r"position must have shape \(B,\), got \(\)"),
     ]:
         with pytest.raises(error, match=said):
             stream.load(wrong)  # type: ignore[arg-type]
@@ -120,3 +126,57 @@ def test_states_that_do_not_fit_are_refused_by_name(name: str, backend: str):
         stream.load(make_stream(make("edifice-hgrn"), backend, batch_size=2).state)
     stream.load(state.select([1]), [0])
     assert same(stream.state.select([0]), state.select([1]))
+
+
+@both
+@pytest.mark.parametrize("name", ["hyena", "modal"])
+def test_the_end_of_a_filter_is_the_end_after_refused_resets_and_rollbacks_too(name: str, backend: str):
+    model = make(name)
+    x = make_frames(model, 1, LONGEST)
+    spoiled = x[:, 0].clone()
+    spoiled[0, 1] = float("nan")
+    for nonfinite in ("raise", "pass"):
+        stream = make_stream(model, backend, history=2, nonfinite=nonfinite)
+        stream.prefill(x)
+        before = stream.state
+        if nonfinite == "raise":
+            with pytest.raises(ValueError, match="frame must be finite"):
+                stream.step(spoiled, reset=True)
+        else:
+            stream.step(spoiled, reset=True)
+        with pytest.raises(ValueError, match=f"at most max_seq_len={LONGEST}"):
+            stream.step(x[:, 0])
+        assert same(stream.state, before)
+        stream.step(x[:, 0], reset=True)
+        if stream.kept.item():  # not where the inputs are on a tape, which begins anew
+            stream.rollback(1)
+            with pytest.raises(ValueError, match=f"at most max_seq_len={LONGEST}"):
+                stream.step(x[:, 0])
+
+
+@both
+def test_a_stream_made_in_inference_mode_goes_on_outside(backend: str):
+    model = make("hgrn2")
+    x = make_frames(model, 1, 4)
+    with torch.inference_mode():
+        stream = make_stream(model, backend, history=2, nonfinite="hold")
+        stream.step(x[:, 0])
+    y = stream.step(x[:, 1])
+    stream.rollback(1)
+    assert torch.equal(stream.step(x[:, 1]), y)
+    stream.step(x[:, 2], reset=True)
+    stream.load(stream.state)
+    stream.prefill(x)
+    stream.reset()
+    assert stream.position.tolist() == [0]
+
+
+@both
+def test_arrays_of_any_layout(backend: str):
+    stream = make_stream(make("hgrn2"), backend)
+    wanted = stream.step(np.ones(E, np.float32))
+    fields = np.ones(E, dtype=[("a", "f4"), ("b", "u1")])["a"]  # strides that are no whole numbers
+    unaligned = np.frombuffer(bytearray(1) + np.ones(E, np.float32).tobytes(), np.float32, offset=1)
+    for frame in (fields, unaligned, np.ones(2 * E, np.float32)[::-2]):
+        stream.reset()
+        assert np.array_equal(stream.step(frame), wanted)

@@ -1,5 +1,7 @@
 """Text by the native step: the same tokens as the model's own loop writes, whatever is written beside it."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -213,6 +215,43 @@ def test_what_is_kept_goes_with_the_model():
     model = make()
     generate(model, PROMPTS, 3)
     gone = weakref.ref(model.backbone)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_texts_of_one_engine_in_turn():
+    model = make()
+    engine = TextEngine(model)
+    first, second = (engine.each_token([prompt], 9, temperature=0) for prompt in PROMPTS[:2])
+    made = [*zip(first, second, strict=True)]
+    assert [[token for _, token, _ in text] for text in zip(*made, strict=True)] == eager_generate(
+        model, PROMPTS[:2], 9, temperature=0
+    )
+
+
+def test_prefixes_of_other_weights_are_refused():
+    model, other, twin = make(), make(initializer_range=0.4), make()
+    other.load_state_dict({name: tensor + 0.1 for name, tensor in model.state_dict().items()})
+    with pytest.raises(ValueError, match="prefix must be a PrefixCache of this model"):
+        TextEngine(model, prefix=PrefixCache(other))
+    cache = PrefixCache(twin)  # the same weights in other modules
+    assert generate(model, PROMPTS, 5, temperature=0, prefix=cache) == generate(model, PROMPTS, 5, temperature=0)
+
+
+def test_a_bias_that_was_not_there_is_seen():
+    model = make()
+    kept = kept_step(model)
+    model.lm_head.bias = nn.Parameter(torch.arange(13.0))
+    assert not kept.is_current(thorough=False)
+    assert generate(model, PROMPTS, 5, temperature=0) == eager_generate(model, PROMPTS, 5, temperature=0)
+
+
+def test_a_model_with_its_own_method_kept_on_it_is_freed():
+    model = make()
+    model.__dict__["original_forward"] = model.forward  # as packages do that wrap it
+    generate(model, PROMPTS[:1], 2)
+    gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
