@@ -49,8 +49,17 @@ bool all_finite(const float* x, int64_t n) {
   return sum_lanes<float>(sums) == 0;
 }
 
+// So far from infinity that no difference of two is infinite.
+bool all_tame(const float* x, int64_t n) {
+  Floats sums = {};
+  for_vectors<float>(n, [&](int64_t d, int64_t count) { sums += take(x + d, count) * 4.f * 0.f; });
+  return sum_lanes<float>(sums) == 0;
+}
+
 // NaN where it is not allowed, or infinity.
 inline bool is_bad(float x, bool allow_nan) { return !(x - x == 0) && !(allow_nan && x != x); }
+
+constexpr int64_t kBadFrame = 1, kBadState = 2;
 
 // The workspace of a step, by name.
 struct Places {
@@ -93,8 +102,8 @@ class Step {
     for (int64_t b = 0; b < s_.B; ++b) {
       const float* out = s_.scratch + b * s_.scratch_size + begin_.out;
       std::memcpy(s_.y + b * begin_.n_out, out, size_t(begin_.n_out) * sizeof(float));
-      places_.bad[b] =
-          (s_.policy == Policy::pass && places_.bad[b]) || !all_finite(out, begin_.n_out) || !keeps_finite(b);
+      const bool from_bad = s_.policy == Policy::pass && (places_.bad[b] & kBadFrame);
+      places_.bad[b] = from_bad || (places_.bad[b] & kBadState) || !all_finite(out, begin_.n_out);
       bad += places_.bad[b];
     }
     const bool none = bad > 0 && s_.policy == Policy::raise;
@@ -114,16 +123,59 @@ class Step {
     return true;
   }
 
-  // Whether a row's new state is one to go on from: a gate can be shut to what would make its output bad only later.
-  bool keeps_finite(int64_t b) const {
-    if (!all_finite(places_.to[b], s_.state_size)) return false;
-    for (int64_t turn = 1; s_.tape_size > 0 && turn < s_.instructions; ++turn) {
-      const int64_t* instruction = s_.program + turn * kInstruction;
-      if (*instruction != int64_t(stream::Code::long_conv)) continue;
-      const auto op = fields<stream::long_conv_op>(instruction);
-      if (!all_finite(places_.tape[b] + op.tape + places_.position[b] * op.n, op.n)) return false;
+  // Marks rows whose new state is none to go on from: a gate can be shut to what would make the output bad only later.
+  // Where the new state is a mean of the old one and of what comes in, or holds just that, what comes in is looked at:
+  // it is fewer numbers, and the state may be in another core's cache.
+  void look_at(const int64_t* instruction) const {
+    for (int64_t b = 0; b < s_.B; ++b) {
+      const float* row = s_.scratch + b * s_.scratch_size;
+      bool good = true;
+      switch (stream::Code(*instruction)) {
+        case stream::Code::short_conv: {
+          const auto op = fields<stream::short_conv_op>(instruction);
+          good = all_tame(row + op.in, op.n);
+          break;
+        }
+        case stream::Code::hgrn: {
+          const auto op = fields<stream::hgrn_op>(instruction);
+          good = all_tame(row + op.c, op.theta < 0 ? op.n : 2 * op.n) && all_tame(row + op.z, op.n);
+          break;
+        }
+        case stream::Code::gla: {
+          const auto op = fields<stream::gla_op>(instruction);
+          good = all_tame(row + op.z, op.heads * op.size) && all_tame(row + op.v, op.heads * op.size);
+          break;
+        }
+        case stream::Code::shared_gates: {
+          const auto op = fields<stream::shared_gates_op>(instruction);
+          good = all_tame(places_.to[b] + op.state, op.n);
+          break;
+        }
+        case stream::Code::attention: {
+          const auto op = fields<stream::attention_op>(instruction);
+          good = all_tame(row + op.k, op.kv_heads * op.size) && all_tame(row + op.v, op.kv_heads * op.size);
+          break;
+        }
+        case stream::Code::modal: {
+          const auto op = fields<stream::modal_op>(instruction);
+          good = all_tame(row + op.in, op.n);
+          break;
+        }
+        case stream::Code::long_conv: {
+          const auto op = fields<stream::long_conv_op>(instruction);
+          good = all_tame(row + op.in, op.n);
+          break;
+        }
+        case stream::Code::pool: {
+          const auto op = fields<stream::pool_op>(instruction);
+          good = all_tame(places_.to[b] + op.state, op.n);
+          break;
+        }
+        default:
+          return;
+      }
+      if (!good) places_.bad[b] |= kBadState;
     }
-    return true;
   }
 
   void prepare(int64_t b) const {
@@ -147,7 +199,9 @@ class Step {
     const auto work = [&](int64_t turn, int64_t chunk) { run_chunk(s_.program + turn * kInstruction, rows, chunk); };
     StreamCrew::run(s_.parallel, s_.threads, work, [&](StreamCrew& crew, bool front) {
       for (int64_t turn = 1; turn < s_.instructions; ++turn) {
-        crew.share(turn, chunks_of(s_.program + turn * kInstruction, rows), front, work);
+        const int64_t* instruction = s_.program + turn * kInstruction;
+        crew.share(turn, chunks_of(instruction, rows), front, work);
+        look_at(instruction);
       }
     });
   }

@@ -165,6 +165,18 @@ class NativeEngine:
         if self.compiled.longest is not None:  # a row may be back before a reset
             self._most = max(self._most, self._longest(None))
 
+    def all_back(self, frames: int) -> bool:
+        """`back` for all rows, in microseconds; False, and nothing done, where one cannot go as far."""
+        kept, present, slots = self._counted(), self._present, self.history + 2
+        if frames < 0 or min(kept) < frames:
+            return False
+        for row in range(self.batch_size):
+            present[row] = (present[row] - frames) % slots
+            kept[row] -= frames
+        if self.compiled.longest is not None:  # a row may be back before a reset
+            self._most = max(self._most, self._longest(None))
+        return True
+
     @property
     def kept(self) -> Tensor:
         """(B,) int64: frames that each row can go back now."""

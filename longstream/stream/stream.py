@@ -246,7 +246,11 @@ class Stream:
         Raises:
             ValueError: a row cannot go back as far; how far each can is said, and none was moved.
         """
-        with self._alone("rollback"):
+        if not self._caller.acquire(blocking=False):
+            self._refuse_second("rollback")
+        try:
+            if rows is None and type(frames) is int and self.backend == "native" and self._engine.all_back(frames):
+                return
             chosen = read_rows("Stream.rollback", rows, self.batch_size)
             check_integers("Stream.rollback", frames=(frames, 0))
             kept = self._engine.kept.tolist()
@@ -256,6 +260,8 @@ class Stream:
                     f" {short} (row: frames), history is {self.history}"
                 )
             self._engine.back(frames, chosen)
+        finally:
+            self._caller.release()
 
     def reset(self, rows: Any = None) -> None:
         """Put the rows, or all, before their first frame; their history starts anew, and nothing is held."""
