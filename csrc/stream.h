@@ -120,7 +120,8 @@ enum class Policy : int64_t { raise, hold, pass };
 //   hold   a bad number in x is replaced by held[b, c], the last good one. Rows with one in y or in their new state are
 //          not committed.
 //   pass   rows with a bad number in x, y or their new state are not committed.
-// A tape is written whether the row is committed or not: a row that was to begin anew and was not has lost its own.
+// A tape is written whether the row is committed or not; what a row that was to begin anew and was not had there is put
+// back.
 struct StreamStep {
   const int64_t* program;  // (instructions, kInstruction)
   int64_t instructions;
