@@ -217,7 +217,7 @@ class HyenaBlock(Part):
         return x + self.dropout(self.ffn_down(F.silu(self.ffn_gate(q)) * self.ffn_up(q)))
 
     def _check_length(self, lengths: list[int], taken: list[int]) -> None:
-        longest = max(lengths, default=0)
+        longest = max([0, *lengths])  # not default=0, which torch.compile does not always trace
         if longest > self.seq_len:
             T = taken[lengths.index(longest)]
             raise ValueError(

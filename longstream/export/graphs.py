@@ -97,10 +97,19 @@ def trace(adapter: Adapter, graph: str, length: int | None) -> tuple[torch.expor
     state = {name: torch.zeros(rows, *tail, dtype=dtype) for name, tail, dtype in layout.tensors}
     shapes: Any = (dims, {name: {0: batch} for name in state})
     module = Graph(adapter, layout, graph)
+    # What was compiled before in this process is compared with what is traced now, and each comparison of a length
+    # would become a condition of the graph.
+    torch.compiler.reset()
     try:
         with torch.no_grad(), quiet():
             program = torch.export.export(module, (x, state), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch's own kinds, which have no common base
-        reason = str(error).strip().partition("\n")[0]
+        reason = _reason(str(error))
         raise ValueError(f"export: {type(adapter.model).__name__} cannot be traced: {reason}") from error
     return program, layout
+
+
+def _reason(text: str) -> str:
+    """What torch says first, and the conditions that it lists below, in one line."""
+    first, *more = text.strip().splitlines()
+    return " ".join([first, *(line.strip() for line in more if line.lstrip().startswith("- "))])

@@ -111,7 +111,8 @@ def run_blocks(
 ) -> tuple[Tensor, Tensor]:
     """Sequences of these lengths, one after the other in x (tokens, D), with state (N, D, M, 2)."""
     (total, D), M = x.shape, poles.shape[1]
-    C = min(BLOCK, 1 << max(max(lengths, default=0) - 1, 0).bit_length())
+    longest = max([1, *lengths])  # not default=, which torch.compile does not always trace
+    C = min(BLOCK, 1 << (longest - 1).bit_length())
     plan, tables = _plan(lengths, C, x.device), _tables(poles, residues, direct, C)
     x = torch.cat([x, x.new_zeros(1, D)])  # the last row is what stands where there is no token
     now, decay = as_complex(state[plan.order].transpose(0, 1)), tables.decay[:, C:]  # (D, sequences or 1, M)
