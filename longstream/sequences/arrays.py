@@ -1,4 +1,4 @@
-"""Arrays: .npy and .npz of numpy, and idx, the format of MNIST. Nothing is unpickled."""
+"""Arrays: .npy and .npz of numpy, idx, the format of MNIST, and CIFAR-10's own. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from longstream.sequences.data import Sequences
 from longstream.sequences.spec import ReadSpec, Task, bare_name, check_file, head_of, one_line, outcomes, read_bytes
 
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+CIFAR10_ROW = 1 + 3 * 32 * 32  # a label, and the red, green and blue of an image
 RAGGED = (
     "it would have to be unpickled, which can run code; save sequences of different lengths one behind the other:"
     " np.savez(file, X=np.concatenate(sequences), lengths=[len(s) for s in sequences], y=y)"
@@ -60,6 +61,14 @@ def read_idx(path: Path, spec: ReadSpec, task: Task = "") -> Sequences:
     values = _values(array, None, spec, path)
     beside = None if spec.labels_file else _labels_beside(path)
     known = {} if beside is None else outcomes(load_idx(beside), str(beside), len(values), task)
+    return Sequences(values, names=_names(path, len(values)), **known)
+
+
+def read_cifar10(path: Path, spec: ReadSpec, task: Task = "") -> Sequences:
+    """The images of a binary file of CIFAR-10 and their labels; bytes become 0 to 1."""
+    images, labels = load_cifar10(path)
+    values = _values((np.arange(256, dtype=np.float32) / 255)[images], None, spec, path)
+    known = {} if spec.labels_file else outcomes(labels, f"{path}: labels", len(values), task)
     return Sequences(values, names=_names(path, len(values)), **known)
 
 
@@ -115,6 +124,23 @@ def looks_like_idx(path: Path) -> bool:
     sizes = np.frombuffer(head, ">u4", head[3], 4).astype(object)
     wanted = 4 + 4 * head[3] + int(np.prod(sizes)) * np.dtype(IDX_TYPES[head[2]]).itemsize
     return path.name.lower() != bare_name(path) or path.stat().st_size == wanted
+
+
+def load_cifar10(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of a binary file of CIFAR-10, also packed."""
+    data = read_bytes(path)
+    if len(data) % CIFAR10_ROW:
+        raise ValueError(
+            f"{path} is no binary file of CIFAR-10, or cut short: its size must be a multiple of {CIFAR10_ROW} bytes,"
+            f" got {len(data)}"
+        )
+    rows = np.frombuffer(data, np.uint8).reshape(-1, CIFAR10_ROW)
+    if (labels := rows[:, 0]).max() > 9:
+        at = int(labels.argmax())
+        raise ValueError(
+            f"{path} is no binary file of CIFAR-10: labels must be in 0 ... 9, got {labels[at]} in row {at}"
+        )
+    return rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
 
 
 def is_idx(head: bytes) -> bool:

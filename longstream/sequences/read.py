@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from longstream.sequences.arrays import looks_like_idx, read_idx, read_npy, read_npz
+from longstream.sequences.arrays import looks_like_idx, read_cifar10, read_idx, read_npy, read_npz
 from longstream.sequences.columns import is_saved_dataset, read_parquet, read_saved_dataset
 from longstream.sequences.data import Sequences, concatenate
 from longstream.sequences.fasta import read_fasta
@@ -35,6 +35,7 @@ KINDS = (
     Kind(".npz", (".npz",), read_npz, BY_ROW | {"as_grid", "layout"}),
     Kind(".npy", (".npy",), read_npy, BY_ROW | {"as_grid", "layout"}),
     Kind("idx", (".idx", "-ubyte"), read_idx, BY_ROW | {"as_grid"}),
+    Kind("CIFAR-10", (".bin",), read_cifar10, BY_ROW | {"as_grid"}),
     Kind("CSV", (".csv",), read_table_file, TABLE),
     Kind("UCR text", (".tsv", ".txt"), read_table_file, TABLE),
     Kind(".ts", (".ts",), read_ts, {"channels"}),
@@ -49,7 +50,7 @@ def read_sequences(files: Sequence[str | Path], spec: ReadSpec | None = None, ta
     """Read files of one kind into one set of sequences, in the order given.
 
     Args:
-        files: .npz, .npy, idx, .csv, .tsv, .txt, .ts, .parquet, FASTA or WAV (packed with gzip those of text and idx),
+        files: .npz, .npy, idx, .bin of CIFAR-10, .csv, .tsv, .txt, .ts, .parquet, FASTA or WAV (gzip: text and idx),
                folders that ``datasets.Dataset.save_to_disk`` wrote, or folders of WAV files (those below, too).
         spec:  how; None: by the defaults of ``ReadSpec``.
         task:  decides what an array of outcomes is: "classify", labels; "regress", targets; "forecast", neither; "":

@@ -8,17 +8,13 @@ platform, so the sources are read with ``ast``.
 import ast
 import hashlib
 import platform
-import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-# Distributions ship these apart or not at all, ...
-SPLIT_OFF = {"ctypes", "curses", "dbm", "distutils", "ensurepip", "idlelib", "lib2to3", "msilib", "tkinter", "venv"}
-PATCHED = {"pydoc", "site", "sysconfig"}  # ... change the docstrings of these, ...
-NOT_TEXT = {"encodings", "pydoc_data", "test", "tests", "turtle", "turtledemo"}  # ... and these have little to read.
-SKIPPED = SPLIT_OFF | PATCHED | NOT_TEXT
+from longstream.tasks.sources import library_files
 
 # Python version -> (bytes, sha256) as python.org released it. The documentation changes with every release.
 EXPECTED = {
@@ -48,7 +44,7 @@ class CorpusCheck(NamedTuple):
 
 
 def builtin_documents() -> list[Document]:
-    """Gather the corpus: a document per help topic and per module, the same on every machine with this Python.
+    """The corpus: a document per help topic and per module, the same on every machine with this Python.
 
     Their order is that of a hash of their names, so that a split by position takes some of everything.
     """
@@ -58,18 +54,25 @@ def builtin_documents() -> list[Document]:
             f"builtin corpus: no pydoc_data/topics.py in {library}: this Python comes without its documentation;"
             " install the complete standard library or give files of your own"
         )
+    return list(gather(library))
+
+
+@lru_cache(maxsize=1)
+def gather(library: Path) -> tuple[Document, ...]:
+    """The documents of a standard library, read once in a process: that takes seconds, and studies train many runs."""
     seen: set[str] = set()  # every paragraph so far: the reference repeats whole sections under several topics
     texts = {}
     for topic, text in _topics(library):
         if _is_new(text, seen):
             texts[f"topic {topic}"] = text
-    for module, tree in _modules(library):
+    for module, file in library_files():
+        tree = ast.parse(file.read_bytes())
         entries = [f"{header}\n\n{text}" for header, text in _docstrings(tree, module) if _is_new(text, seen)]
         if entries:
             texts[f"module {module}"] = "\n\n\n".join(entries) + "\n"
     # sha512, because its last 5 % are a fair mix: a third reference, the rest modules; sha256 ends in one long topic.
     names = sorted(texts, key=lambda name: hashlib.sha512(name.encode()).digest())
-    return [Document(name, texts[name].encode()) for name in names]
+    return tuple(Document(name, texts[name].encode()) for name in names)
 
 
 def verify(documents: list[Document]) -> CorpusCheck:
@@ -95,17 +98,6 @@ def _topics(library: Path) -> list[tuple[str, str]]:
     assignment = next(node for node in tree.body if isinstance(node, ast.Assign))
     topics: dict[str, str] = ast.literal_eval(assignment.value)
     return sorted(topics.items(), key=lambda item: (-len(item[1]), item[0]))
-
-
-def _modules(library: Path) -> Iterator[tuple[str, ast.Module]]:
-    """The standard library's modules that are written in Python, by name."""
-    # This list of names is the same on every platform; files that a distribution added are not in it.
-    for top in sorted(sys.stdlib_module_names - SKIPPED):
-        files = [library / f"{top}.py", *(library / top).rglob("*.py")]
-        for file in sorted(files, key=lambda file: file.parts):  # parts: Windows paths sort without regard to case
-            parts = file.relative_to(library).with_suffix("").parts
-            if file.is_file() and SKIPPED.isdisjoint(parts):
-                yield ".".join(parts).removesuffix(".__init__"), ast.parse(file.read_bytes())
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
