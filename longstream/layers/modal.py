@@ -125,6 +125,25 @@ def modal_conv(
         return y.view(B, T, D).to(x.dtype), state
 
 
+def hankel_singular_values(filters: Tensor) -> Tensor:
+    """The singular values of each filter's Hankel matrix, h_{1+i+j} at (i, j), largest first: (S, D, L) -> (S, D, C).
+
+    M modes have 2 M that are not 0, and no fit of M modes comes closer than what stands behind the first 2 M: they say
+    how many modes a filter needs. In float64, on the CPU; 0 where they are rounding. C = L // 2, but at most some 500:
+    of longer filters pairs of neighboring taps are taken, all at first and then farther and farther apart.
+
+    Raises:
+        ValueError: filters are not (S, D, L) with L >= 2.
+    """
+    sizes = check_shapes("hankel_singular_values", filters=(filters, "S D L"))
+    if sizes["L"] < 2:
+        raise ValueError(f"hankel_singular_values: filters must have at least 2 taps, got {sizes['L']}")
+    h = filters.detach().to("cpu", torch.float64).flatten(0, 1)
+    with torch.no_grad():
+        parts = [fit.spectrum(part, vectors=False).values for part in h.split(_channels(sizes["L"], 1))]
+    return torch.cat(parts).unflatten(0, (sizes["S"], sizes["D"]))
+
+
 def distill_filters(
     filters: Tensor, order: int | None = None, *, tol: float | None = None, max_order: int | None = None
 ) -> tuple[ModalFilter, DistillReport]:

@@ -140,9 +140,9 @@ class RunLog(TrainerCallback):
             }
             self._step_seconds, self._tokens_logged = 0.0, self.trainer.tokens
             self.latest = row
-            self._write("train", state.global_step, row)
+            self.write("train", state.global_step, row)
         elif row := {name[5:]: value for name, value in logs.items() if name.startswith("eval_")}:
-            self._write("validation", state.global_step, row)
+            self.write("validation", state.global_step, row)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self.trainer.task.show(self.trainer.network, self.run, state.global_step)
@@ -160,13 +160,18 @@ class RunLog(TrainerCallback):
         if self.writer is not None:
             self.writer.close()
 
-    def _write(self, kind: str, step: int, row: dict[str, Any]) -> None:
+    def write(self, kind: str, step: int, row: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, and each of its numbers to TensorBoard; of a list, those of the layers in turn."""
         line = {"kind": kind, "step": step, **row, "seconds": round(self.clock.seconds, 3)}
         with open(self.run.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in row.items():
-            if value is not None and self.writer is not None:
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
+            numbers = (
+                {f"{name}/layer_{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            )
+            for tag, number in numbers.items():
+                if number is not None and self.writer is not None:
+                    self.writer.add_scalar(f"{kind}/{tag}", number, step)
 
 
 class ProgressLine(TrainerCallback):
