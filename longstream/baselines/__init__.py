@@ -18,6 +18,7 @@ from longstream.edifice._options import read_options
 from longstream.models import Backbone, FeatureModel, ModelConfig
 
 NAMES = (*TRANSFORMERS, *RECURRENT)  # llama, mamba, mamba2, gru, lstm
+OF_FRAMES = (*NAMES, "vit")  # which `make_backbone` knows; ViT looks both ways, and is no language model
 
 # Of `make_backbone`; window_size and seq_len are only read, so that a name can stand in for one of `longstream.build`.
 _OF_BOTH: dict[str, Any] = {
@@ -38,29 +39,38 @@ def make_backbone(name: str, hidden_size: int = 256, num_layers: int = 4, **opti
 
     "gru" and "lstm" are a `Backbone` with a recurrent layer of torch.nn as its mixer: blocks with the norms, residuals
     and MLPs of longstream's models, a state, a step. "llama", "mamba" and "mamba2" are transformers' models and take
-    whole sequences: their state is None, and step and init_state refuse in words.
+    whole sequences: their state is None, and step and init_state refuse in words. "vit" looks at whole images, patches
+    in reading order, and does so, too; see `longstream.baselines.vit.ViTBackbone`.
 
     Args:
-        name:        one of NAMES.
+        name:        one of OF_FRAMES.
         hidden_size: D.
         num_layers:  blocks.
         options:     initializer_range (0.5 D^-0.5, as `longstream.build` has it); window_size and seq_len, which change
-                     nothing; gru and lstm: dropout, hidden_ratio, intermediate_size of `longstream.ModelConfig` and
-                     expand_ratio (channels of the recurrence over D); the others: fields of their configuration.
+                     nothing but in vit, whose positions they number; gru, lstm and vit: dropout and intermediate_size;
+                     gru and lstm: hidden_ratio of `longstream.ModelConfig`, and expand_ratio (channels of the
+                     recurrence over D); the others: fields of their configuration.
     Returns:
         A module with forward(x, state=None, *, mask=None, cu_seqlens=None) -> (y, state), step, init_state,
         hidden_size and causal.
     Raises:
         ValueError: an unknown name, or a value out of range.    TypeError: an unknown option.
     """
-    if name not in NAMES:
-        raise ValueError(f"make_backbone: name must be one of {list(NAMES)}, got {name!r}")
-    who, defaults = f"make_backbone({name!r})", _OF_BOTH | _OF_KIND[name in RECURRENT]
-    own = {} if name in RECURRENT else _fields(name, options, defaults)
+    if name not in OF_FRAMES:
+        raise ValueError(f"make_backbone: name must be one of {list(OF_FRAMES)}, got {name!r}")
+    own_kind = name in RECURRENT or name == "vit"
+    who, defaults = f"make_backbone({name!r})", _OF_BOTH | _OF_KIND[own_kind]
+    own = {} if own_kind else _fields(name, options, defaults)
     given = {key: value for key, value in options.items() if key not in own}
     read = read_options(who, defaults, {"hidden_size": hidden_size, "num_layers": num_layers, **given})
     scale = read["initializer_range"]
     scale = 0.5 * read["hidden_size"] ** -0.5 if scale is None else scale
+    if name == "vit":
+        from longstream.baselines.vit import ViTBackbone
+
+        sizes = {key: read[key] for key in ("intermediate_size", "dropout")}
+        seq_len = read["seq_len"] or read["window_size"]
+        return ViTBackbone(read["hidden_size"], read["num_layers"], seq_len=seq_len, initializer_range=scale, **sizes)
     if name not in RECURRENT:
         from longstream.baselines.frames import TransformersBackbone
 
@@ -74,7 +84,7 @@ def build(name: str, *, embed_dim: int, outputs: str = "last", **options: Any) -
     """A baseline of frames: (B, T, embed_dim) in, as `longstream.build` makes longstream's models.
 
     Args:
-        name:      one of NAMES.
+        name:      one of OF_FRAMES.
         embed_dim: size of a frame.
         outputs:   "last", "all" or "mean".
         options:   of `make_backbone`.

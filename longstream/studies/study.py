@@ -104,7 +104,7 @@ class Claim:
     group: str
     metric: str  # its key
     better: str  # variant
-    worse: str  # variant
+    worse: str  # variant; "": there is none, the metric is a difference itself, and is tested against 0
     least: float = 0.0  # in the metric's own unit
 
 

@@ -1,0 +1,148 @@
+"""Study `heads`: one width cut into 1, 2, 4 or 8 heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from longstream.studies.language import of_size
+from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
+from longstream.studies.study import Claim, Picture, Plan, Published, Result, Run, Scale, Study
+from longstream.studies.variants import (
+    CHOOSE,
+    ONE_RATE,
+    RECALL_METRICS,
+    RECALL_NOTE,
+    Variant,
+    declare_at_one_rate,
+    draw_recall,
+    first_runs,
+    measure_recall,
+    on_recall,
+    on_text,
+)
+
+TEXT, REMEMBER = "language", "recall"
+HEADS = (1, 2, 4, 8)
+LENGTH = 1024  # tokens of the sequences that costs are measured on
+PILOT = "H=2"
+# Text: width, layers, parameters, steps, rates, minutes; recall: width, steps, rates, minutes. A run is on one core.
+SIZES = {
+    "small": ((192, 2, 500_000, 350, (2e-3, 5e-3), 0.9), (96, 400, (2e-3, 5e-3), 0.5)),
+    "medium": ((512, 8, 17_000_000, 20_000, (5e-4, 2e-3), 1200.0), (256, 20_000, (1e-3, 3e-3), 400.0)),
+}
+
+
+@lru_cache(maxsize=2)
+def variants(scale: Scale) -> tuple[Variant, ...]:
+    """Every number of heads on text and on recall."""
+    (width, layers, size, steps, rates, minutes), (small, few, others, short) = SIZES[scale]
+    found = []
+    for heads in HEADS:
+        shape = {"model.name": "hgrn2", "model.num_hidden_layers": layers, "model.hidden_size": width}
+        text = on_text("hgrn2", scale, steps, {**shape, "model.expand_ratio": width // heads})
+        text = of_size(text, size)
+        found.append(Variant(group=TEXT, name=f"H={heads}", settings=text, rates=rates, minutes=minutes, x=heads))
+    for heads in HEADS:
+        shape = {"model.name": "hgrn2", "model.num_hidden_layers": 2, "model.hidden_size": small}
+        shape |= {"model.expand_ratio": small // heads, "model.intermediate_size": small}
+        task = on_recall(scale, few, shape)
+        found.append(Variant(group=REMEMBER, name=f"H={heads}", settings=task, rates=others, minutes=short, x=heads))
+    return tuple(found)
+
+
+def make_runs(plan: Plan, done: Sequence[Result]) -> list[Run]:
+    """The pilot at every rate, then all numbers of heads at the best."""
+    return declare_at_one_rate(variants(plan.scale), plan, done, {TEXT: PILOT, REMEMBER: PILOT})
+
+
+def alone(plan: Plan, folder: Path) -> dict[tuple[str, str], Mapping[str, float]]:
+    """Time per token and memory of every number of heads."""
+    return costs_of(first_runs(variants(plan.scale), plan), folder, length=LENGTH, rows=1)
+
+
+SOURCE = "HGRN2, arXiv:2404.07904, section 3"
+STUDY = Study(
+    name="heads",
+    title="Heads of HGRN2 against expressiveness",
+    question="What do more heads cost in quality, and what do they save?",
+    runs=make_runs,
+    metrics=(BITS, ACCURACY, *RECALL_METRICS, *COSTS, LOSS, PARAMETERS),
+    claims=(
+        Claim(
+            text="One head models text better than eight, which have an eighth of its state",
+            source=SOURCE,
+            group=TEXT,
+            metric="bits_per_byte",
+            better="H=1",
+            worse="H=8",
+        ),
+        Claim(
+            text="Heads are a good bargain: four cost at most 0.01 bits per byte against one",
+            source=SOURCE,
+            group=TEXT,
+            metric="bits_per_byte",
+            better="H=4",
+            worse="H=1",
+            least=-0.01,
+        ),
+        Claim(
+            text="One head recalls more than eight",
+            source=SOURCE,
+            group=REMEMBER,
+            metric="accuracy",
+            better="H=1",
+            worse="H=8",
+        ),
+        Claim(
+            text="One head recalls more than eight, of twice as many pairs as in training",
+            source=SOURCE,
+            group=REMEMBER,
+            metric="num_pairs=16",
+            better="H=1",
+            worse="H=8",
+        ),
+    ),
+    minutes={"small": 10.0, "medium": 10_000.0},
+    pictures=(
+        Picture(name="language", title="Text by heads", metric="bits_per_byte", groups=(TEXT,), x="heads H", log_x=2),
+        Picture(name="recall", title="Recall by heads", metric="accuracy", groups=(REMEMBER,), x="heads H", log_x=2),
+        Picture(
+            name="training_time",
+            title="What heads save in training",
+            metric="training_us",
+            groups=(TEXT, REMEMBER),
+            x="heads H",
+            log_x=2,
+        ),
+        Picture(
+            name="state",
+            title="What heads save in memory",
+            metric="state_kib",
+            groups=(TEXT, REMEMBER),
+            x="heads H",
+            log_x=2,
+        ),
+    ),
+    published=(
+        Published(
+            what="Head size of the published HGRN2 models, whatever their width",
+            value="128",
+            source=SOURCE,
+            note="a rule of thumb from far larger models; the paper has no table of quality by heads",
+        ),
+    ),
+    measure=measure_recall,
+    alone=alone,
+    draw=draw_recall(REMEMBER),
+    choose=CHOOSE,
+    notes=(
+        "A model of width d with H heads has heads of n = d / H and a state of d n = d d / H numbers a layer: at one "
+        "width, more heads are a smaller state, of the same parameters. There is no way to have one without the other "
+        "in HGRN2, whose heads are square.",
+        ONE_RATE,
+        RECALL_NOTE,
+        COSTS_NOTE,
+    ),
+)
