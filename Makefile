@@ -7,7 +7,7 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -lt
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sanitize clean venv
+.PHONY: help demo studies test check sanitize clean venv
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do \
@@ -18,6 +18,9 @@ demo: venv  ## train a small model on real text, measure it, write text with it
 	$(BIN)/longstream evaluate runs/demo
 	$(BIN)/longstream generate runs/demo --prompt "The " --max-new-tokens 500 --no-end --seed 0
 	@echo "The model, its curves and its settings lie in runs/demo."
+
+studies: venv  ## run every study at small scale, up to 4 hours on 2 cores; run it again to go on where it stopped
+	$(BIN)/longstream study all --scale small --out studies/results
 
 test: venv  ## run every test; TESTFLAGS="-m 'not slow' -x" passes flags to pytest, JOBS=1 is one process
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTFLAGS)

@@ -29,11 +29,16 @@ _COMMON: dict[str, Any] = {
     "outputs": "last",
     "hidden_ratio": 4,
     "intermediate_size": None,
+    "mlp": "swiglu",
     "lower_bound": "inclusive",
+    "lower_bound_mode": "learned",
     "memory": None,
     "initializer_range": None,
 }
-_OF_MODEL = ("hidden_size", "num_layers", "dropout", "hidden_ratio", "intermediate_size", "lower_bound")
+_OF_MODEL = (
+    *("hidden_size", "num_layers", "dropout", "hidden_ratio", "intermediate_size"),
+    *("mlp", "lower_bound", "lower_bound_mode"),
+)
 _MOST_STATE = 128  # of an HGRN2 head where none is given: the papers' expand_ratio
 _USUAL_HEAD = 64  # of attention
 
@@ -46,9 +51,9 @@ def build(name: str, **options: Any) -> FeatureModel:
     the hybrid's attention window; the others take any number of frames and only read it.
 
     The models of the papers have hidden_size 256, num_layers 4, window_size 60, no dropout, and also take hidden_ratio,
-    intermediate_size, lower_bound, memory and initializer_range of `longstream.ModelConfig` and what their mixer's
-    configuration has: `HGRNConfig`, `HGRN2Config` or `HyenaConfig`. The hybrid is HGRN2 whose every attention_every-th
-    layer (4) is attention of num_heads. Edifice's models have their options and defaults of
+    intermediate_size, mlp, lower_bound, lower_bound_mode, memory and initializer_range of `longstream.ModelConfig` and
+    what their mixer's configuration has: `HGRNConfig`, `HGRN2Config` or `HyenaConfig`. The hybrid is HGRN2 whose every
+    attention_every-th layer (4) is attention of num_heads. Edifice's models have their options and defaults of
     `longstream.edifice.hgrn.build` and `longstream.edifice.hyena.build`.
 
     Four defaults are not those of a language model but for some dozens of frames: initializer_range is

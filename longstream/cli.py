@@ -1,4 +1,4 @@
-"""The command line: ``longstream train | evaluate | generate | info | compare | convert | export | bench``.
+"""The command line: ``longstream VERB``, of the verbs in COMMANDS.
 
 Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 training diverged; 2 what was asked for cannot be
 done, and one line says why (a traceback, where LONGSTREAM_TRACEBACK is set); 128 + n ended by signal n (130 is Ctrl-C).
@@ -22,9 +22,12 @@ from longstream.bench.step_command import VERBS as BENCH_VERBS
 from longstream.bench.step_command import add_step_flags, run_step
 from longstream.convert.command import add_convert_flags, run_convert
 from longstream.export.command import add_export_flags, run_export
+from longstream.inspect.command import add_inspect_flags, run_inspect
+from longstream.studies.command import add_study_flags, run_study_command
 from longstream.train.commands import add_evaluate_flags, describe, run_evaluate
 from longstream.train.compare import add_compare_flags, run_compare
 from longstream.train.flags import add_train_flags, given, unknown_option
+from longstream.train.presets import missing_data
 from longstream.train.settings import MOST_THREADS, PRESETS, Settings, build_settings, flatten, read_toml
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -39,6 +42,8 @@ COMMANDS = {
     "export": "write a graph for other runtimes, and prove it",
     "bench": "time ops and layers beside other packages, and check them",
     **BENCH_VERBS,
+    "inspect": "why a model behaves as it does: gates, states, reach, filters, on a page",
+    "study": "carry out a study of the papers' claims: runs, verdicts, a report",
 }
 
 
@@ -65,9 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export": lambda args, rest: run_export(args),
         "bench": _bench,
         **dict.fromkeys(BENCH_VERBS, lambda args, rest: run_step(args)),
+        "inspect": _inspect,
+        "study": lambda args, rest: run_study_command(args),
     }
     try:
-        if args.command not in ("train", "evaluate") and rest:
+        if args.command not in ("train", "evaluate", "inspect") and rest:
             raise ValueError(unknown_option(rest[0], args.options))
         return commands[args.command](args, rest)
     except KeyboardInterrupt:
@@ -150,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         add_step_flags(add[verb], text=verb == "bench decode")
     add_convert_flags(add["convert"])
     add_export_flags(add["export"])
+    add_inspect_flags(add["inspect"])
+    add_study_flags(add["study"])
     for command in add.values():
         command.set_defaults(options=[option for action in command._actions for option in action.option_strings])
     return parser
@@ -168,8 +177,8 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     stored = {} if args.resume is None else flatten(RunDirectory(path).read_settings())
     preset = PRESETS[args.preset] if args.preset else {}
     settings = build_settings(stored, preset, read_toml(Path(args.config)) if args.config else {}, given(args, rest))
-    if not settings.data.files:
-        raise ValueError("train: nothing to train on: give --data FILE..., or --data builtin")
+    if not settings.data.files and settings.data.task != "tokens":
+        raise ValueError(missing_data(args.preset or ""))
     return _run(settings, path, args)
 
 
@@ -300,6 +309,12 @@ def _info(args: argparse.Namespace, rest: list[str]) -> int:
 def _compare(args: argparse.Namespace, rest: list[str]) -> int:
     _set_threads(args.threads)
     return run_compare(args)
+
+
+def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
+    _set_threads(args.threads)
+    print(*run_inspect(args, rest), sep="\n")
+    return 0
 
 
 def _bench(args: argparse.Namespace, rest: list[str]) -> int:

@@ -21,6 +21,11 @@ COMMAND_DOCUMENTS = [
     "docs/real_data.md",
     "docs/streaming.md",
     "docs/export.md",
+    "docs/tasks.md",
+    "docs/studies.md",
+    "docs/claims.md",
+    "docs/inspect.md",
+    "docs/harness.md",
     *GUIDES,
 ]
 BRANCH = re.compile(r"^(?P<indent>[│ ]*)[├└]─+ ?(?P<name>\S+)")

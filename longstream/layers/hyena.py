@@ -68,7 +68,8 @@ class Hyena(nn.Module):
         num_heads:       H; it must divide D.
         short_conv_size: W, the taps of the short convolution.
         filter_width, filter_layers, positional_width, frequency, window, window_target, window_fast, window_slow,
-        window_shift, filter_layout, normalize_filter, filter_lr, filter_weight_decay, positions_lr, window_lr:
+        window_shift, filter_layout, normalize_filter, filter_init_std, filter_lr, filter_weight_decay, positions_lr,
+        window_lr:
                          of `HyenaFilter`. HyenaDNA has positional_width 5, frequency 10, window_shift 0.05.
         activation:      act: "none", "gelu" or "silu".
         bias:            whether W_in and W_out have biases.
@@ -101,6 +102,7 @@ class Hyena(nn.Module):
         window_shift: float = 0.0,
         filter_layout: str = "stage",
         normalize_filter: bool = False,
+        filter_init_std: float | None = None,
         activation: str = "none",
         bias: bool = True,
         dropout: float = 0.0,
@@ -118,7 +120,7 @@ class Hyena(nn.Module):
         of_filter |= {"positional_width": positional_width, "frequency": frequency, "positions_lr": positions_lr}
         of_filter |= {"filter_lr": filter_lr, "filter_weight_decay": filter_weight_decay, "window_lr": window_lr}
         of_filter |= {"window": window, "window_target": window_target, "window_fast": window_fast}
-        of_filter |= {"window_slow": window_slow, "window_shift": window_shift}
+        of_filter |= {"window_slow": window_slow, "window_shift": window_shift, "filter_init_std": filter_init_std}
         choices: dict[str, Any] = {"num_heads": num_heads, "short_conv_size": short_conv_size, "bias": bias}
         choices |= {"activation": activation, "dropout": dropout, "causal": causal, "decode": decode}
         check_hyena("Hyena", **choices, **of_filter)

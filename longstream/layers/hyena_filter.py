@@ -32,6 +32,7 @@ def check_hyena_filter(
     window_shift: float,
     filter_layout: str,
     normalize_filter: bool,
+    filter_init_std: float | None,
     filter_lr: float | None,
     filter_weight_decay: float,
     positions_lr: float,
@@ -53,6 +54,8 @@ def check_hyena_filter(
     _check_numbers(who, "a finite number", lambda value: True, frequency=frequency, window_shift=window_shift)
     _check_numbers(who, "a number > 0", lambda value: value > 0, window_fast=window_fast, window_slow=window_slow)
     _check_numbers(who, "a number between 0 and 1", lambda value: 0 < value < 1, window_target=window_target)
+    if filter_init_std is not None:
+        _check_numbers(who, "None or a number > 0", lambda value: value > 0, filter_init_std=filter_init_std)
     rates = {"filter_weight_decay": filter_weight_decay, "positions_lr": positions_lr, "window_lr": window_lr}
     rates |= {} if filter_lr is None else {"filter_lr": filter_lr}
     _check_numbers(who, "a number >= 0", lambda value: value >= 0, **rates)
@@ -94,6 +97,10 @@ class HyenaFilter(nn.Module):
         window_target, window_fast, window_slow, window_shift: see above.
         filter_layout:       "stage" or "channel".
         normalize_filter:    divide by the sum over all flat channels of |h_n|, at each n (an option of safari).
+        filter_init_std:     standard deviation of the network's first weights, whose biases are then 0; None: as torch
+                             does linear layers. The authors' language models have 0.02, which leaves the filters of a
+                             low frequency next to 0: with 3 positional features, frequency 1 and width 64 they are
+                             about a thousand times smaller than by torch's.
         skip:                whether there is the (N - 1) C vector of skip weights; this module only holds it.
         filter_lr:           learning rate of the network, for `optimizer_hints`; None for the model's.
         filter_weight_decay: weight decay of the network, for `optimizer_hints`.
@@ -102,8 +109,7 @@ class HyenaFilter(nn.Module):
     Raises:
         ValueError: an unknown choice, or a number out of range.
     Notes: never narrower than float32, whatever ``.to`` or autocast say: in half precision neighboring time steps would
-        be one. Initialized as torch does linear layers, not with the small weights of a language model, under which the
-        filters would be next to 0.
+        be one. A model's own initialization leaves them alone.
     """
 
     keeps_own_init = True  # a model's initialization must leave the linear layers alone
@@ -128,6 +134,7 @@ class HyenaFilter(nn.Module):
         window_shift: float = 0.0,
         filter_layout: str = "stage",
         normalize_filter: bool = False,
+        filter_init_std: float | None = None,
         skip: bool = True,
         filter_lr: float | None = None,
         filter_weight_decay: float = 0.0,
@@ -150,6 +157,7 @@ class HyenaFilter(nn.Module):
             window_shift=window_shift,
             filter_layout=filter_layout,
             normalize_filter=normalize_filter,
+            filter_init_std=filter_init_std,
             filter_lr=filter_lr,
             filter_weight_decay=filter_weight_decay,
             positions_lr=positions_lr,
@@ -158,7 +166,7 @@ class HyenaFilter(nn.Module):
         self.channels, self.stages, self.max_seq_len = channels, order - 1, max_seq_len
         self.initial_frequency, self.filter_layout, self.normalize_filter = frequency, filter_layout, normalize_filter
         self.window_target, self.window_fast, self.window_slow = window_target, window_fast, window_slow
-        self.window_shift = window_shift
+        self.window_shift, self.filter_init_std = window_shift, filter_init_std
         self.filter_lr, self.filter_weight_decay = filter_lr, filter_weight_decay
         self.positions_lr, self.window_lr = positions_lr, window_lr
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
@@ -205,6 +213,10 @@ class HyenaFilter(nn.Module):
         self.frequency.fill_(self.initial_frequency)
         for linear in (*self.hidden, self.out_proj):
             linear.reset_parameters()  # type: ignore[operator]
+            if self.filter_init_std is not None:
+                linear.weight.normal_(std=self.filter_init_std)  # type: ignore[operator, union-attr]
+                if linear.bias is not None:
+                    linear.bias.zero_()  # type: ignore[operator, union-attr]
         if self.skip is not None:
             self.skip.normal_()
 

@@ -21,7 +21,7 @@ class Block(nn.Module):
     """Pre-norm residual block: ``x = x + mixer(norm(x))``, then ``x = x + mlp(norm(x))``; dropout on what is added.
 
     Args:
-        config: which norm, MLP and dropout, and the mixers.
+        config: which norm, MLP (perhaps none, which leaves out the second half) and dropout, and the mixers.
         layer:  whose mixer this block has.
 
     Arguments, shapes and errors of `forward` and `step` are the mixer's.
@@ -33,8 +33,9 @@ class Block(nn.Module):
         backend = getattr(config.mixers[layer], "backend", "auto")
         self.mixer_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend)
         self.mixer = config.build_mixer(layer)
-        self.mlp_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend)
-        self.mlp = make_mlp(config.mlp, config.hidden_size, config.mlp_size, backend)
+        has_mlp = config.mlp != "none"
+        self.mlp_norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend) if has_mlp else None
+        self.mlp = make_mlp(config.mlp, config.hidden_size, config.mlp_size, backend) if has_mlp else None
         self.dropout = nn.Dropout(config.dropout)
 
     @property
@@ -62,6 +63,8 @@ class Block(nn.Module):
             return run_unpadded("Block", self.forward, x, state, mask, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, lower_bound=lower_bound)
         x = x + self.dropout(y)
+        if self.mlp_norm is None or self.mlp is None:
+            return x, state
         return x + self.dropout(self.mlp(self.mlp_norm(x))), state
 
     def step(self, x_t: Tensor, state: Any, *, lower_bound: LowerBound | Tensor | None = None) -> tuple[Tensor, Any]:
@@ -76,8 +79,11 @@ class Backbone(nn.Module):
     """Blocks and a final norm on feature sequences, with the lower bounds that the blocks with forget gates share.
 
     The bounds come from one parameter, ``lower_bounds`` (L, E), E being the width of the gates and L the number of all
-    layers; see `longstream.ops.lower_bounds`.
+    layers; see `longstream.ops.lower_bounds`. Under "fixed" of lower_bound_mode it is a buffer; under "decreasing"
+    layer i has the bound that else layer L - 1 - i has.
     """
+
+    lower_bounds: Tensor | None
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -85,13 +91,18 @@ class Backbone(nn.Module):
         self.hidden_size = config.hidden_size
         self.fingerprint = fingerprint(config)
         E = config.gate_size
-        self.lower_bounds = None if E is None else nn.Parameter(torch.zeros(config.num_layers, E))
+        gamma = None if E is None else torch.zeros(config.num_layers, E)
+        if gamma is None or config.lower_bound_mode == "fixed":
+            self.register_buffer("lower_bounds", gamma)
+        else:
+            self.lower_bounds = nn.Parameter(gamma)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         backend = getattr(config.mixers[-1], "backend", "auto")
         self.norm = make_norm(config.norm, config.hidden_size, config.norm_eps, backend)
         for block in self.layers:
-            for projection in (block.mixer.out_proj, block.mlp.down_proj):  # type: ignore[union-attr]
-                projection.writes_residual = True  # type: ignore[union-attr]
+            block.mixer.out_proj.writes_residual = True  # type: ignore[union-attr]
+            if block.mlp is not None:
+                block.mlp.down_proj.writes_residual = True  # type: ignore[union-attr]
         for module in self.modules():
             if getattr(module, "keeps_own_init", False):
                 for part in [*module.modules()][1:]:
@@ -134,10 +145,13 @@ class Backbone(nn.Module):
             return [None] * len(self.layers)
         limits = lower_bounds(self.lower_bounds, self.config.lower_bound or "")
         gates = [has_gates(mixer) for mixer in self.config.mixers]
-        # Layer 0 has no bound under either sum and takes the shorter path, unless only it has gates: sharded training
-        # wants every parameter in the graph.
-        bounded = [has and (i > 0 or not any(gates[1:])) for i, has in enumerate(gates)]
-        return [limits.of_layer(i) if has else None for i, has in enumerate(bounded)]
+        rows = range(len(gates))  # of the sums, in the order of the layers
+        if self.config.lower_bound_mode == "decreasing":
+            rows = rows[::-1]
+        # Row 0 is no bound under either sum and its layer takes the shorter path, unless only that one has gates:
+        # sharded training wants every parameter in the graph.
+        bounded = [has and (row > 0 or sum(gates) == 1) for row, has in zip(rows, gates, strict=True)]
+        return [limits.of_layer(row) if has else None for row, has in zip(rows, bounded, strict=True)]
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -255,4 +269,5 @@ def fingerprint(config: ModelConfig) -> str:
     """A short hash of what decides a state's meaning; the vocabulary, the backend and the initialization do not."""
     parts: list[Any] = [deciding(mixer) for mixer in config.mixers]
     parts += [config.hidden_size, config.mlp, config.mlp_size, config.norm, float(config.norm_eps), config.lower_bound]
+    parts += ["decreasing"] if config.lower_bound_mode == "decreasing" else []  # the others read the bounds alike
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

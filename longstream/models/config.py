@@ -82,6 +82,7 @@ class HyenaConfig:
     window_shift: float = 0.0
     filter_layout: str = "stage"
     normalize_filter: bool = False
+    filter_init_std: float | None = None
     activation: str = "none"
     bias: bool = True
     dropout: float = 0.0
@@ -112,6 +113,7 @@ class AttentionConfig:
         check_attention("AttentionConfig", **asdict(self))
 
 
+LOWER_BOUND_MODES = ("learned", "fixed", "decreasing")
 MixerConfig = HGRNConfig | HGRN2Config | HyenaConfig | AttentionConfig
 MIXERS: dict[type[Any], type[nn.Module]] = {
     HGRNConfig: HGRN,
@@ -142,12 +144,15 @@ class ModelConfig:
     layers: tuple[MixerConfig, ...] | None = None  # mixers of a hybrid in turn, repeated over the depth
     hidden_ratio: float = 4  # of the MLP; SwiGLU takes 2/3 of it, for its third matrix
     intermediate_size: int | None = None  # of the MLP; None derives it from hidden_ratio
-    mlp: str = "swiglu"  # or "gelu", two matrices with biases, or "bilinear", SwiGLU without its activation
+    # Or "gelu", two matrices with biases; "bilinear", SwiGLU without its activation; "none", a block is its mixer.
+    mlp: str = "swiglu"
     norm: str = "rms"  # of the block, and the last one: "rms", "layer" or "rms_no_weight"
     norm_eps: float = 1e-6  # theirs; the mixer has its own
     dropout: float = 0.0  # on what mixer and MLP add
     embed_dropout: float = 0.0  # on the embeddings of LanguageModel
     lower_bound: str | None = "inclusive"  # which cumulative sum bounds the forget gates; None for no bounds
+    # Or "fixed": as they begin, l / L, and not trained. Or "decreasing": in reverse order, most at the first layer.
+    lower_bound_mode: str = "learned"
     vocab_size: int | None = None  # for LanguageModel
     vocab_multiple: int = 1  # the embeddings have this or a multiple of it as rows; ids stay below vocab_size
     tie_embeddings: bool = False
@@ -168,7 +173,8 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"ModelConfig.{name} must be a number in [0, 1), got {value!r}")
-        choices = {"mlp": MLPS, "norm": NORMS, "lower_bound": ("inclusive", "exclusive", None)}
+        choices: dict[str, tuple[Any, ...]] = {"mlp": (*MLPS, "none"), "norm": NORMS}
+        choices |= {"lower_bound": ("inclusive", "exclusive", None), "lower_bound_mode": LOWER_BOUND_MODES}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"ModelConfig.{name} must be one of {known}, got {getattr(self, name)!r}")
@@ -181,6 +187,10 @@ class ModelConfig:
         if self.layers is not None and not 1 <= len(self.layers) <= self.num_layers:
             raise ValueError(
                 f"ModelConfig.layers must name 1 to num_layers={self.num_layers} mixers, got {len(self.layers)}"
+            )
+        if self.lower_bound is None and self.lower_bound_mode != "learned":
+            raise ValueError(
+                f"ModelConfig.lower_bound_mode must be 'learned' without a lower_bound, got {self.lower_bound_mode!r}"
             )
         _ = self.gate_size  # refuses gates of different widths
         if self.memory and not all(m.bias for m in self.mixers if isinstance(m, HGRNConfig | HGRN2Config)):
@@ -212,7 +222,12 @@ class ModelConfig:
 
     @property
     def mlp_size(self) -> int:
-        """Width of the MLP: intermediate_size, or hidden_ratio * hidden_size; with 3 matrices 2/3 of it, up to 256s."""
+        """Width of the MLP: intermediate_size, or hidden_ratio * hidden_size; with 3 matrices 2/3 of it, up to 256s.
+
+        0 where there is none.
+        """
+        if self.mlp == "none":
+            return 0
         if self.intermediate_size:
             return self.intermediate_size
         if self.mlp == "gelu":
@@ -236,7 +251,10 @@ def has_gates(mixer: MixerConfig) -> bool:
 
 
 # What of a mixer's configuration has no say in what a state means.
-_NOT_DECIDING = {"backend", "dropout", "decode", "filter_lr", "filter_weight_decay", "positions_lr", "window_lr"}
+_NOT_DECIDING = {
+    *("backend", "dropout", "decode", "filter_init_std"),
+    *("filter_lr", "filter_weight_decay", "positions_lr", "window_lr"),
+}
 
 
 def deciding(mixer: MixerConfig) -> list[Any]:

@@ -54,7 +54,7 @@ def count_parameters(config: ModelConfig) -> int:
     with torch.device("meta"):
         norm = sum(p.numel() for p in make_norm(config.norm, config.hidden_size, config.norm_eps).parameters())
     embeddings = config.padded_vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
-    bounds = config.num_layers * (config.gate_size or 0)
+    bounds = 0 if config.lower_bound_mode == "fixed" else config.num_layers * (config.gate_size or 0)
     return sum(of_mixer[mixer] for mixer in config.mixers) + norm + embeddings + bounds
 
 

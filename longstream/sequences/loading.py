@@ -35,8 +35,8 @@ def build_features(name: str, embed_dim: int, options: dict[str, Any]) -> Featur
         ValueError: an unknown name, or an option out of range.    TypeError: an unknown option.
     """
     known = [info.name for info in list_models()]
-    if name not in (*known, *baselines.NAMES):
-        raise ValueError(f"SequenceModel: name must be one of {[*known, *baselines.NAMES]}, got {name!r}")
+    if name not in (*known, *baselines.OF_FRAMES):
+        raise ValueError(f"SequenceModel: name must be one of {[*known, *baselines.OF_FRAMES]}, got {name!r}")
     if name in known:
         return build(name, embed_dim=embed_dim, outputs="all", **options)
     return baselines.build(name, embed_dim=embed_dim, outputs="all", **options)

@@ -16,7 +16,7 @@ import numpy as np
 
 from longstream.sequences.data import Sequences, as_labels
 
-Task = Literal["", "next-token", "classify", "regress", "forecast"]
+Task = Literal["", "next-token", "classify", "regress", "forecast", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)

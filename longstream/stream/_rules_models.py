@@ -18,15 +18,16 @@ from longstream.stream.steps import fingerprint_of_part
 def block(
     program: Program, module: Block, in_: int, out: int, path: str, *, lower_bound: LowerBound | None = None
 ) -> None:
-    """x = x + mixer(norm(x)), then x = x + mlp(norm(x)). In place: ``out`` is ``in_``."""
+    """x = x + mixer(norm(x)), then, where there is an MLP, x = x + mlp(norm(x)). In place: ``out`` is ``in_``."""
     assert in_ == out
     context = {} if lower_bound is None else {"lower_bound": lower_bound}
     with program.room():
         normed = program.scratch(module.hidden_size)
         apply_rule(program, module.mixer_norm, in_, normed, join(path, "mixer_norm"))
         apply_rule(program, module.mixer, normed, out, join(path, "mixer"), add=True, **context)
-        apply_rule(program, module.mlp_norm, in_, normed, join(path, "mlp_norm"))
-        apply_rule(program, module.mlp, normed, out, join(path, "mlp"), add=True)
+        if module.mlp_norm is not None and module.mlp is not None:
+            apply_rule(program, module.mlp_norm, in_, normed, join(path, "mlp_norm"))
+            apply_rule(program, module.mlp, normed, out, join(path, "mlp"), add=True)
 
 
 @step_rule(Backbone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -10,23 +11,33 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from longstream.train.data import IGNORED, PackedCollator, Windows
+from longstream.train.data import IGNORED, PackedCollator
+
+Item = TypeVar("Item", covariant=True)
 
 
-class ShuffledWindows(Dataset[Tensor]):
-    """Pass after pass over the windows, each in an order of its own.
+class Items(Protocol[Item]):
+    """What has a length, and an item for each number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Item: ...
+
+
+class ShuffledWindows(Dataset[Item]):
+    """Pass after pass over windows, or other items, each in an order of its own.
 
     Item i depends on the seed and on i alone, so a resumed run and parallel processes see what a single run sees.
     """
 
-    def __init__(self, windows: Windows, length: int, seed: int) -> None:
+    def __init__(self, windows: Items[Item], length: int, seed: int) -> None:
         self.windows, self.length, self.seed = windows, length, seed
         self._pass, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Item:
         number, place = divmod(index, len(self.windows))
         if number != self._pass:
             self._pass, self._order = number, np.random.default_rng([self.seed, number]).permutation(len(self.windows))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from longstream.train.flags import add_setting_flags, given
-from longstream.train.loading import SEQUENCE_MODEL, load_run, read_model_type
+from longstream.train.harness import add_harness_flags, refuse_without_harness, run_harness
+from longstream.train.loading import SEQUENCE_MODEL, load_model, load_run, read_generator, read_model_type
 from longstream.train.rundir import RunDirectory, quiet_transformers, write_text
 from longstream.train.settings import DataSettings, Settings, build_settings, flatten
 
@@ -39,13 +40,27 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `longstream evaluate`."""
     parser.add_argument("model", metavar="RUN", help="run directory, or a checkpoint of one")
     parser.add_argument("--data", nargs="+", metavar="FILE", help="files or 'builtin' [what the run held out]")
-    parser.add_argument("--out", metavar="DIR", help="also write the report on --data there [only shown]")
+    parser.add_argument("--out", metavar="DIR", help="also write the report on --data or --harness there [only shown]")
+    tokens = parser.add_argument_group("of a run of the task tokens")
+    add_setting_flags(tokens, ["data.generator"])
+    tokens.add_argument("--examples", type=int, default=0, metavar="N", help="of the test split [1000]")
     add_setting_flags(parser.add_argument_group("of --data, where they are not as the run's own"), READING)
+    add_harness_flags(parser)
 
 
 def run_evaluate(args: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     """How good the model of a run is, in lines; of what the run held out it is written down, too."""
-    if read_model_type(args.model) == SEQUENCE_MODEL:
+    if args.harness is not None:
+        return run_harness(args, given(args, rest))
+    refuse_without_harness(args)
+    kind = read_model_type(args.model)
+    if (generator := read_generator(args.model)) is not None:
+        from longstream.train.evaluate_tokens import evaluate_tokens
+
+        return evaluate_tokens(args, given(args, rest), generator)
+    if args.examples or "data.generator" in given(args, rest):
+        raise ValueError(f"evaluate: --generator and --examples are for runs of the task tokens; {args.model} is none")
+    if kind == SEQUENCE_MODEL:
         return _evaluate_sequences(args, rest)
     return _evaluate_text(args, rest)
 
@@ -56,7 +71,7 @@ def _evaluate_sequences(args: argparse.Namespace, rest: Sequence[str]) -> list[s
     from longstream.train.sequence_task import measure, parts_digest, read_parts, read_spec
 
     model = SequenceModel.from_pretrained(args.model).eval()
-    run = _run_of(args.model)
+    run = run_of(args.model)
     stored = flatten(run.read_settings()) if run is not None else {"data.task": model.config.task}
     changes = given(args, rest)
     if changes and not args.data:
@@ -152,7 +167,7 @@ def refuse_changed(run: RunDirectory, digest: str) -> None:
         )
 
 
-def _run_of(path: str) -> RunDirectory | None:
+def run_of(path: str) -> RunDirectory | None:
     """The run of a run directory or of a checkpoint inside one."""
     places = [Path(path), Path(path).resolve().parent.parent]
     return next((RunDirectory(place) for place in places if RunDirectory(place).settings.is_file()), None)
@@ -177,14 +192,21 @@ def describe(path: str) -> list[str]:
 def _describe_text(path: str) -> dict[str, str]:
     from longstream.baselines.language import config_of, describe_state
 
-    model, tokenizer = load_run(path)
+    generator, tokenizer = read_generator(path), None
+    if generator is None:
+        model, tokenizer = load_run(path)
+    else:
+        model = load_model(path)
     with quiet_transformers():  # which has something to say of kernels that a CPU does not have
         state = describe_state(model)
     return {
+        **({} if generator is None else {"task": f"tokens; {generator}"}),
         "parameters": f"{model.num_parameters():,}",
         "state": state,
         **_by_layer(backbone.init_state(1) if (backbone := getattr(model.base_model, "backbone", None)) else None),
-        "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens",
+        "tokenizer": f"none, {model.config.vocab_size} tokens"
+        if tokenizer is None
+        else f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens",
         "config": _told(config_of(model)),
     }
 

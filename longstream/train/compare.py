@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from longstream.train.comparison import TABLES, Compared, measure_of, show, write
-from longstream.train.loading import load_run
+from longstream.train.loading import load_model, load_run
 from longstream.train.rundir import RunDirectory, quiet_transformers
 
 LENGTHS = (128, 512, 2048, 8192)
@@ -48,8 +48,15 @@ def run_compare(args: argparse.Namespace) -> int:
     refuse_to_overwrite(folder, args.overwrite)
     compared = [read_run(path, name) for path, name in zip(args.runs, _names(args.runs), strict=True)]
     notes = check_comparable(compared, args.force)
-    if compared[0].settings.data.task == "next-token":
-        notes += _measure_text(compared, lengths, args.context)
+    task = compared[0].settings.data.task
+    if task == "next-token":
+        notes += _measure_text(compared, args.context)
+    elif task == "tokens":
+        for each in compared:
+            each.model = load_model(each.run.path)
+            each.parameters = each.model.num_parameters()
+    if task in ("next-token", "tokens"):
+        notes += _measure_decoding(compared, lengths)
     else:
         _read_sequence_models(compared)
     written = write(compared, notes, folder)
@@ -98,18 +105,17 @@ def check_comparable(compared: Sequence[Compared], force: bool) -> list[str]:
     if len(parts) == 1:
         trained = {each.data["sha256"] for each in compared}
         return [] if len(trained) == 1 else ["The runs were trained on different data; what they held out is the same."]
-    what = ", ".join(
-        f"{each.name}: {each.settings.data.files and ' '.join(each.settings.data.files)}" for each in compared
-    )
+    read = (each.settings.data.files or (each.settings.data.generator,) for each in compared)
+    what = ", ".join(f"{each.name}: {' '.join(words)}" for each, words in zip(compared, read, strict=True))
     if not force:
         raise ValueError(f"compare: the runs held out different data ({what}); --force compares them nevertheless")
     return [f"The runs held out different data, so their figures are not of the same thing ({what})."]
 
 
-def _measure_text(compared: Sequence[Compared], lengths: Sequence[int], context: int) -> list[str]:
-    """Parameters, loss by position and costs of decoding of language models; returns what is to be said of it."""
+def _measure_text(compared: Sequence[Compared], context: int) -> list[str]:
+    """Parameters and loss by position of models of text; returns what is to be said of it."""
     from longstream.train.commands import refuse_changed
-    from longstream.train.contexts import decode_costs, loss_by_position
+    from longstream.train.contexts import loss_by_position
     from longstream.train.text_task import data_digest, read_data
 
     notes, parts = [], {}
@@ -133,6 +139,13 @@ def _measure_text(compared: Sequence[Compared], lengths: Sequence[int], context:
             each.positions = loss_by_position(each.model, tokenizer, held_out, context)
     if len({each.settings.data.tokenizer for each in compared}) > 1:
         notes.append("Tokens, positions and lengths are each run's own: the tokenizers differ.")
+    return notes
+
+
+def _measure_decoding(compared: Sequence[Compared], lengths: Sequence[int]) -> list[str]:
+    """Costs of decoding of language models; returns what is to be said of it."""
+    from longstream.train.contexts import decode_costs
+
     if lengths:
         _tell(f"decoding behind {', '.join(f'{length:,}' for length in lengths)} tokens")
         with quiet_transformers():
@@ -140,8 +153,8 @@ def _measure_text(compared: Sequence[Compared], lengths: Sequence[int], context:
         for each in compared:
             each.decoding = costs[each.name]
     if any(cost.beyond_training for each in compared for cost in each.decoding):
-        notes.append("*: costs behind more tokens than the model was trained on, where it predicts badly.")
-    return notes
+        return ["*: costs behind more tokens than the model was trained on, where it predicts badly."]
+    return []
 
 
 def _read_sequence_models(compared: Sequence[Compared]) -> None:

@@ -61,6 +61,8 @@ def measure_of(task: str) -> tuple[str, int, str]:
     """The key of a task's figure in metrics.jsonl, 1 where less is better and else -1, and its name on an axis."""
     if task == "next-token":
         return "bits_per_byte", 1, "bits per byte"
+    if task == "tokens":
+        return "accuracy", -1, "accuracy"
     from longstream.train.sequence_task import CURVES
 
     key, label = CURVES[task]
@@ -71,7 +73,7 @@ def columns(compared: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
     """The heads and rows of the table, best run first."""
     task = compared[0].settings.data.task
     key, sign, label = measure_of(task)
-    unit = "tokens" if task == "next-token" else "frames"
+    unit = "tokens" if task in ("next-token", "tokens") else "frames"
     more = [name for name in compared[0].figures if name != key and all(name in each.figures for each in compared)]
     more = ["perplexity"] if task == "next-token" else more
     lengths = sorted({cost.length for each in compared for cost in each.decoding})
@@ -145,7 +147,7 @@ def draw(compared: Sequence[Compared], folder: Path) -> list[Path]:
 
     task = compared[0].settings.data.task
     key, _, label = measure_of(task)
-    unit = "tokens" if task == "next-token" else "frames"
+    unit = "tokens" if task in ("next-token", "tokens") else "frames"
     names = [each.name for each in compared]
     read, timed = ([Line(each.name, *_history(each, key, x)) for each in compared] for x in ("tokens", "seconds"))
     minutes = [Line(n, *([(x / 60, y) for x, y in some] for some in (points, faint))) for n, points, faint, _ in timed]

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from longstream.train.settings import PRESETS, nearest, setting_fields
+from longstream.train.presets import USUAL
+from longstream.train.settings import nearest, setting_fields
 
 
 def add_train_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def _flag(key: str, field: Any) -> str:
 
 
 def _help(parser: argparse.ArgumentParser) -> str:
-    """A line for each setting; the rare ones share two. It has to fit a screen."""
+    """A line for each setting; the rare ones share some. It has to fit a screen."""
     lines = [
         "usage: longstream train --data FILE... [options] [section.name=value ...]",
         "Later sources win: preset, TOML file, options, overrides such as train.learning_rate=1e-3.",
@@ -79,7 +80,7 @@ def _help(parser: argparse.ArgumentParser) -> str:
     for action in parser._actions:
         if "." not in action.dest and action.dest != "help":
             shown = f"{action.option_strings[0]} {action.metavar or ''}"
-            choices = f": {', '.join(PRESETS)}" if action.dest == "preset" else ""
+            choices = f": {', '.join(USUAL)}, paper-..." if action.dest == "preset" else ""
             lines.append(f"  {shown:<30}{action.help}{choices}")
     section, rare = "", []
     for key, (field, hint) in setting_fields().items():

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from longstream.train.rundir import quiet_transformers
+from longstream.train.rundir import GENERATOR, quiet_transformers
 from longstream.train.tokenizer import Tokenizer, load_tokenizer
 
 SEQUENCE_MODEL = "longstream-sequence"  # the type of models that do not read text
@@ -46,6 +46,39 @@ def load_run(path: str | Path) -> LoadedRun:
         FileNotFoundError: a file is missing; the message says which.
         ValueError: a file is damaged or of another kind of model.
     """
+    if (generator := read_generator(path)) is not None:
+        raise ValueError(f"{path} is a model of the task {generator}, which knows no text: use longstream evaluate")
+    model = load_model(path)
+    tokenizer = load_tokenizer(Path(path))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
+        )
+    return LoadedRun(model, tokenizer)
+
+
+def read_generator(path: str | Path) -> str | None:
+    """The token task that a model was trained on, as `longstream.tasks.make_task` reads it; None of another model.
+
+    Raises:
+        ValueError: the file that says it is damaged.
+    """
+    file = Path(path) / GENERATOR
+    if not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["generator"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
+def load_model(path: str | Path) -> Any:
+    """The language model of a folder, without a tokenizer.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says which.
+        ValueError: a file is damaged or of another kind of model.
+    """
     from transformers import AutoModelForCausalLM
 
     from longstream import hf
@@ -61,7 +94,6 @@ def load_run(path: str | Path) -> LoadedRun:
         )
     if model_type not in types:
         raise ValueError(f"{config} is of a {model_type!r} model; longstream reads {', '.join(types)}")
-    tokenizer = load_tokenizer(path)
     with quiet_transformers():  # what does not fit is said below, in a line and not in a table
         options: dict[str, Any] = {
             "use_safetensors": True,
@@ -75,8 +107,4 @@ def load_run(path: str | Path) -> LoadedRun:
             raise ValueError(
                 f"{weights} does not fit {config}: {len(keys)} {kind.replace('_keys', '')} tensors, such as {keys[0]}"
             )
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
-        )
-    return LoadedRun(model.eval(), tokenizer)
+    return model.eval()

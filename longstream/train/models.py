@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from longstream.baselines import NAMES as BASELINES
 from longstream.baselines.configs import TRANSFORMERS, count_transformers, new_model
-from longstream.models import HyenaConfig, ModelConfig, count_parameters
+from longstream.models import AttentionConfig, HyenaConfig, ModelConfig, count_parameters
 from longstream.train.batches import Collator, RowCollator
 from longstream.train.data import PackedCollator
+from longstream.train.network_options import block_fields, mixer_fields
 from longstream.train.settings import ModelSettings, parse_count
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ USUAL_RATIO = (1e6, 40.0, 0.11)
 HALF_BLOCKS = 0.5  # of that where a layer has no MLP: Mamba's authors take twice as many layers as a Transformer has
 
 
-def build_model(settings: ModelSettings, *, vocab_size: int, boundary_id: int, seq_len: int) -> Any:
+def build_model(settings: ModelSettings, *, vocab_size: int, seq_len: int, boundary_id: int | None = None) -> Any:
     """A new causal language model, of `longstream.hf` or a baseline, its weights drawn from torch's random state.
 
     Args:
         settings:    the network; its hidden size and depth count unless ``params`` says how large it is to be.
         vocab_size:  of the tokenizer.
-        boundary_id: the token that begins and ends a document.
         seq_len:     tokens of a training sequence: the longest one of Hyena and Llama, unless the settings say.
+        boundary_id: the token that begins and ends a document; None: there are no documents.
     """
     from transformers import AutoModelForCausalLM
 
@@ -133,6 +134,34 @@ def make_collator(settings: ModelSettings, boundary_id: int) -> PackedCollator:
 def _hf_config(
     settings: ModelSettings, vocab_size: int, seq_len: int, boundary_id: int | None = None
 ) -> PretrainedConfig:
+    """The configuration; one that fla has no words for is a `longstream.hf.LongstreamConfig`."""
+    from longstream import hf
+
+    config = _plain_config(settings, vocab_size, seq_len, boundary_id)
+    if settings.name in TRANSFORMERS:
+        if asked := settings.mixer_options or settings.block_options:
+            raise ValueError(
+                f"ModelSettings: --mixer and --block must be left out for {settings.name}, got {asked[0]!r}"
+            )
+        return config
+    before: ModelConfig = config.to_model_config()  # type: ignore[attr-defined]
+    mixers = tuple(
+        mixer if isinstance(mixer, AttentionConfig) else replace(mixer, **mixer_fields(settings, type(mixer)))
+        for mixer in before.mixers
+    )
+    changes: dict[str, Any] = {"mixer": mixers[0], "layers": None if len(set(mixers)) == 1 else mixers}
+    changes |= {"mlp": settings.mlp, **block_fields(settings)}
+    if settings.lower_bound in ("fixed", "decreasing"):
+        changes["lower_bound_mode"] = settings.lower_bound
+    after = replace(before, **changes)  # all at once: a memory wants mixers with biases
+    if after.mixers == before.mixers and replace(after, mixer=before.mixer, layers=before.layers) == before:
+        return config
+    kind = type(config) if isinstance(config, hf.LongstreamConfig) else hf.LongstreamConfig
+    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return kind.from_model_config(after, **ids)
+
+
+def _plain_config(settings: ModelSettings, vocab_size: int, seq_len: int, boundary_id: int | None) -> PretrainedConfig:
     from longstream import hf
 
     common: dict[str, Any] = {
@@ -159,12 +188,16 @@ def _hf_config(
             expand_ratio=settings.recurrence_ratio,
             tie_embeddings=settings.tie_word_embeddings,
         )
-    convolutions = {"use_short_conv": settings.use_short_conv, "conv_size": settings.conv_size}
+    gated = {
+        "use_short_conv": settings.use_short_conv,
+        "conv_size": settings.conv_size,
+        "use_lower_bound": settings.lower_bound != "none",
+    }
     if settings.name == "hgrn":
-        return hf.HGRNConfig(**common, **convolutions, expand_ratio=settings.recurrence_ratio)
+        return hf.HGRNConfig(**common, **gated, expand_ratio=settings.recurrence_ratio)
     if settings.has_expand_ratio:
         attn = _attention(settings) if settings.name == "hybrid" else None
-        return hf.HGRN2Config(**common, **convolutions, expand_ratio=settings.state_size, attn=attn)
+        return hf.HGRN2Config(**common, **gated, expand_ratio=settings.state_size, attn=attn)
     mixer = HyenaConfig(order=settings.hyena_order, max_seq_len=settings.max_seq_len or seq_len)
     config = ModelConfig(
         hidden_size=settings.hidden_size,

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments
 
 from longstream.train.callbacks import ProgressLine, RunClock, RunLog
+from longstream.train.layer_scalars import LayerLog
 from longstream.train.optimize import ENDLESS, schedule_arguments
 from longstream.train.rundir import RunDirectory, checkpoint_step, quiet_transformers, write_text
 from longstream.train.settings import DEFAULT_STEPS, Settings, flatten, setting_fields, to_toml
@@ -94,6 +95,7 @@ def train(settings: Settings, run_path: str | Path, *, resume: bool = False, ove
     line = ProgressLine(clock, log)
     if rank == 0:
         trainer.add_callback(log)
+        trainer.add_callback(LayerLog(log.write, trainer))
         trainer.add_callback(line)
     trainer.add_callback(OnTrainBegin(trainer))
     if rank == 0:  # not before everything is ready: this deletes an earlier run

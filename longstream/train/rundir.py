@@ -1,9 +1,11 @@
 """The run directory: what lies where, and how it is written so that a crash never costs what was there before.
 
-config.json, generation_config.json, model.safetensors, tokenizer files    the model, as transformers reads it
+config.json, generation_config.json, model.safetensors, tokenizer files    the model, as transformers reads it; of a
+generator.json                                                             token task also which one it is
 settings.toml, data.json                                                   what was asked for; what was trained on
 metrics.jsonl, tensorboard/, loss.png, samples/, evaluation.json           what came of it; of tasks on sequences
 report.json, report.md and PICTURES                                        the report on what was held out
+inspect/                                                                   what `longstream inspect` shows of it
 checkpoints/checkpoint-<step>/                                             the model again, and what resuming needs
 """
 
@@ -35,8 +37,9 @@ RUN_FILES = (
     "report.md",
     *PICTURES,
 )
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
-RUN_FOLDERS = ("checkpoints", "samples", "tensorboard")
+GENERATOR = "generator.json"  # beside the model of a token task: which one
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", GENERATOR)
+RUN_FOLDERS = ("checkpoints", "samples", "tensorboard", "inspect")
 RESUME_FILES = (
     "config.json",
     "model.safetensors",

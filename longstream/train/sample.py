@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from longstream.baselines.language import context_limit
@@ -114,6 +115,21 @@ class TextStreamer(BaseStreamer):
         self.known = len(self.ids)
 
 
+class StopAt(StoppingCriteria):
+    """Ends each text that has come to hold one of some byte strings."""
+
+    def __init__(self, tokenizer: Tokenizer, until: Sequence[bytes], width: int) -> None:
+        self.tokenizer, self.until, self.width = tokenizer, until, width
+        # A token stands for a byte or more, but for the first of a text and boundaries: some more are looked at.
+        self.reach = max(map(len, until)) + 8
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        recent = input_ids[:, max(self.width, input_ids.shape[1] - self.reach) :].tolist()
+        texts = map(self.tokenizer.decode, recent)
+        found = [any(stop in text for stop in self.until) for text in texts]
+        return torch.tensor(found, device=input_ids.device)
+
+
 def room_after(model: Any, tokenizer: Tokenizer, prompt: bytes) -> int:
     """How many tokens fit behind a prompt into the longest sequence of Hyena or Llama; else as good as any."""
     limit = context_limit(model)
@@ -158,23 +174,63 @@ def sample_text(
         raise ValueError(f"sample_text: top_p must be in (0, 1], got {top_p}")
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"sample_text: seed must fit 64 bits, got {seed}")
-    ids = torch.tensor([[tokenizer.boundary_id, *tokenizer.encode(prompt).tolist()]], device=model.device)
-    options: dict[str, Any] = {"do_sample": temperature > 0}
+    (text,) = continue_texts(
+        model,
+        tokenizer,
+        [[tokenizer.boundary_id, *tokenizer.encode(prompt).tolist()]],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        suppress_tokens=None if may_end else [tokenizer.boundary_id],
+        streamer=None if write is None else TextStreamer(tokenizer, write, speed),
+    )
+    return text
+
+
+def continue_texts(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    until: Sequence[bytes] = (),
+    **options: Any,
+) -> list[bytes]:
+    """What the model writes after each of some prompts, in one batch.
+
+    Args:
+        prompts: ids, the boundary first; shorter ones are filled up in front, which no model here takes notice of.
+        until:   a text ends where it holds one of these, which it keeps, and perhaps some bytes of the same token.
+        options: further arguments of transformers' ``generate``. The others are described at `sample_text`.
+    """
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), tokenizer.boundary_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
     if temperature > 0:
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if until:
+        options["stopping_criteria"] = StoppingCriteriaList([StopAt(tokenizer, until, width)])
     was_training = model.training
     model.eval()
     with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(seed)
         out = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             eos_token_id=tokenizer.boundary_id,
             pad_token_id=tokenizer.boundary_id,
-            suppress_tokens=None if may_end else [tokenizer.boundary_id],
-            streamer=None if write is None else TextStreamer(tokenizer, write, speed),
+            do_sample=temperature > 0,
             **options,
         )
     model.train(was_training)
-    return tokenizer.decode(out[0, ids.shape[1] :].tolist())
+    return [tokenizer.decode(row) for row in out[:, width:].tolist()]

@@ -12,6 +12,7 @@ from longstream.sequences import SequenceModel, Sequences, make_model
 from longstream.sequences.chunks import why_not_chunks
 from longstream.sequences.model import build_features
 from longstream.train.models import choose_size
+from longstream.train.network_options import frame_options
 from longstream.train.settings import ModelSettings, Settings
 
 # Of `--direction`, where it is not causal alone.
@@ -66,7 +67,7 @@ def network_options(settings: ModelSettings, frames: int) -> dict[str, Any]:
 
     Options of another network than the one that is named are left out: a settings file serves several.
     """
-    name = settings.name
+    name, more = settings.name, frame_options(settings)
     options: dict[str, Any] = {
         "hidden_size": settings.hidden_size,
         "num_layers": settings.num_hidden_layers,
@@ -74,6 +75,8 @@ def network_options(settings: ModelSettings, frames: int) -> dict[str, Any]:
     }
     if name == "hyena" and settings.max_seq_len:
         options["window_size"] = settings.max_seq_len
+    if name == "vit":
+        return options | {"intermediate_size": settings.intermediate_size or None, "dropout": settings.dropout}
     if name.startswith("edifice-"):
         return options | ({"dropout": settings.dropout} if settings.dropout else {})
     if name in ("llama", "mamba", "mamba2"):
@@ -96,7 +99,7 @@ def network_options(settings: ModelSettings, frames: int) -> dict[str, Any]:
         options["attention_every"] = settings.attention_every
     if settings.use_short_conv and name in ("hgrn", "hgrn2", "hybrid"):
         options["conv_size"] = settings.conv_size
-    return options
+    return options | more
 
 
 def choose_sequence_size(settings: ModelSettings, channels: int, frames: int) -> ModelSettings:

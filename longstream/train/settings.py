@@ -17,6 +17,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from longstream.train.presets import PRESETS as PRESETS
 from longstream.train.values import convert, is_unicode, toml_value
 
 if sys.version_info >= (3, 11):
@@ -28,8 +29,9 @@ DEFAULT_STEPS = 1000  # when neither steps nor minutes are given
 MOST_THREADS = 1024  # torch takes any number, and some hundred thousand crash it
 
 
-TASKS = ("next-token", "classify", "regress", "forecast")
-TEXT, LABELED, FRAMES = TASKS[:1], TASKS[1:3], TASKS[1:]
+TASKS = ("next-token", "classify", "regress", "forecast", "tokens")
+TEXT, LABELED, FRAMES, TOKENS = TASKS[:1], TASKS[1:3], TASKS[1:4], TASKS[4:]
+FILES = TEXT + FRAMES  # tasks that read files
 
 
 def _setting(
@@ -54,7 +56,18 @@ class ModelSettings:
     """The network. The vocabulary size comes from the tokenizer."""
 
     name: Literal[
-        "hgrn2", "hgrn", "hyena", "hybrid", "llama", "mamba", "mamba2", "gru", "lstm", "edifice-hgrn", "edifice-hyena"
+        "hgrn2",
+        "hgrn",
+        "hyena",
+        "hybrid",
+        "llama",
+        "mamba",
+        "mamba2",
+        "gru",
+        "lstm",
+        "vit",
+        "edifice-hgrn",
+        "edifice-hyena",
     ] = _setting("hgrn2", "hgrn2, hgrn, hyena, hybrid, llama, mamba, mamba2, gru, lstm", flag="--model")
     params: str = _setting("", "size, as 2M: picks hidden size, MLP and layers")
     hidden_size: int = _setting(256, "channels of the residual stream")
@@ -73,6 +86,12 @@ class ModelSettings:
     max_seq_len: int = _setting(0, "Hyena, Llama: longest sequence; 0: that of training", rare=True)
     pooling: Literal["", "mean", "last"] = _setting("", "of a sequence: mean, last", tasks=LABELED, rare=True)
     dropout: float = _setting(0.0, "of the residual branches", tasks=FRAMES, rare=True)
+    lower_bound: Literal["learned", "none", "fixed", "decreasing"] = _setting(
+        "learned", "HGRN, HGRN2: of the gates", rare=True
+    )
+    mlp: Literal["swiglu", "gelu", "bilinear", "none"] = _setting("swiglu", "of a block", rare=True)
+    mixer_options: tuple[str, ...] = _setting((), "more of the mixer, as window=false", flag="--mixer", rare=True)
+    block_options: tuple[str, ...] = _setting((), "more of the blocks, as norm=layer", flag="--block", rare=True)
     attention_every: int = _setting(4, "hybrid: of so many layers the last is attention", rare=True)
     attention_window: int = _setting(256, "hybrid: tokens that attention sees", rare=True)
 
@@ -90,6 +109,10 @@ class ModelSettings:
         _require(self, "hidden_ratio", self.hidden_ratio >= 1, ">= 1")
         _require(self, "intermediate_size", self.intermediate_size >= 0, ">= 0")
         _require(self, "conv_size", self.conv_size >= 2, ">= 2")
+        gated = self.name in ("hgrn", "hgrn2", "hybrid")
+        _require(self, "lower_bound", gated or self.lower_bound == "learned", f"left out for {self.name}: it has none")
+        has_mlp = self.name in (*("hgrn", "hgrn2", "hybrid", "hyena"), "gru", "lstm")
+        _require(self, "mlp", has_mlp or self.mlp == "swiglu", f"left out for {self.name}, which has its own")
         if self.has_expand_ratio and self.expand_ratio and not self.params:
             divides = self.hidden_size % self.expand_ratio == 0
             _require(self, "expand_ratio", divides, f"a divisor of hidden_size={self.hidden_size}")
@@ -109,19 +132,26 @@ class ModelSettings:
 class DataSettings:
     """What is read, and what is asked of it."""
 
-    files: tuple[str, ...] = _setting((), "files to train on, or 'builtin'", flag="--data")
-    task: Literal["next-token", "classify", "regress", "forecast"] = _setting(
-        "next-token", "next-token, classify, regress, forecast"
+    files: tuple[str, ...] = _setting((), "files to train on, or 'builtin'", flag="--data", tasks=FILES)
+    task: Literal["next-token", "classify", "regress", "forecast", "tokens"] = _setting(
+        "next-token", "next-token, classify, regress, forecast, tokens"
     )
-    validation_files: tuple[str, ...] = _setting((), "files held out instead of a part", flag="--validation-data")
+    validation_files: tuple[str, ...] = _setting(
+        (), "files held out instead of a part", flag="--validation-data", tasks=FILES
+    )
+    generator: str = _setting("", "tokens: the examples, as mqar:num_pairs=8", tasks=TOKENS)
+    generator_start: str = _setting("", "fields that begin easier, as num_pairs=1", tasks=TOKENS, rare=True)
+    ramp_ratio: float = _setting(0.6, "part of the run until they are the generator's", tasks=TOKENS, rare=True)
+    train_examples: int = _setting(0, "tokens: a fixed set of so many; 0: ever fresh ones", tasks=TOKENS, rare=True)
+    validation_examples: int = _setting(1000, "tokens: held out", tasks=TOKENS, rare=True)
     tokenizer: str = _setting("bytes", "'bytes', 'dna', 'bpe:N' (learned), or a tokenizer.json", tasks=TEXT)
-    seq_len: int = _setting(512, "tokens per sequence; forecast: frames")
-    validation_fraction: float = _setting(0.1, "held out: text and forecast from the end")
+    seq_len: int = _setting(512, "tokens per sequence; forecast: frames", tasks=FILES)
+    validation_fraction: float = _setting(0.1, "held out: text and forecast from the end", tasks=FILES)
     validation_bytes: int = _setting(500_000, "held out at most; 0: no limit", rare=True, tasks=TEXT)
     hold_out_groups: tuple[str, ...] = _setting(
         (), "to hold out, as subjects", flag="--hold-out-group", tasks=LABELED, rare=True
     )
-    split_seed: int = _setting(0, "of what is held out", rare=True, tasks=LABELED)
+    split_seed: int = _setting(0, "of what is held out", rare=True, tasks=LABELED + TOKENS)
     rows: Literal["auto", "frames", "sequences"] = _setting("auto", "what a table's rows are", tasks=FRAMES, rare=True)
     layout: Literal["time-channels", "channels-time"] = _setting(
         "time-channels", "axes of an array", tasks=FRAMES, rare=True
@@ -143,7 +173,9 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         _require(self, "seq_len", self.seq_len >= 2, ">= 2")
-        _require(self, "validation_bytes", self.validation_bytes >= 0, ">= 0")
+        for name in ("validation_bytes", "train_examples", "validation_examples"):
+            _require(self, name, getattr(self, name) >= 0, ">= 0")
+        _require(self, "ramp_ratio", 0 < self.ramp_ratio <= 1, "in (0, 1]")
         for name in ("horizon", "stride", "season"):
             _require(self, name, getattr(self, name) >= 1, ">= 1")
         _require(self, "split_seed", 0 <= self.split_seed < 2**32, "between 0 and 2**32 - 1")
@@ -170,17 +202,19 @@ class TrainSettings:
     weight_decay: float = _setting(0.1, "none on norms, biases and gates' bounds")
     adam_beta1: float = _setting(0.9, "AdamW", rare=True)
     adam_beta2: float = _setting(0.95, "AdamW", rare=True)
-    max_grad_norm: float = _setting(1.0, "gradient clipping; 0: none")
+    max_grad_norm: float = _setting(1.0, "gradient clipping; 0: none", rare=True)
     bf16: bool = _setting(False, "bfloat16 autocast")
-    gradient_checkpointing: bool = _setting(False, "less memory, more time")
-    chunk: int = _setting(0, "truncated backpropagation by so many tokens or frames; 0: none")
+    gradient_checkpointing: bool = _setting(False, "less memory, more time", rare=True)
+    chunk: int = _setting(0, "truncated backpropagation by so many tokens or frames; 0: none", tasks=FILES)
     class_weights: bool = _setting(False, "rare classes count as much as frequent ones", tasks=("classify",), rare=True)
-    patience: int = _setting(0, "evaluations without a better one that end the run; 0: no limit", resumable=True)
+    patience: int = _setting(
+        0, "evaluations without a better one that end the run; 0: no limit", resumable=True, rare=True
+    )
     eval_every: int = _setting(200, "steps; 0: at the end only", resumable=True)
     save_every: int = _setting(200, "steps; 0: at the end only", resumable=True)
     log_every: int = _setting(10, "steps", resumable=True, rare=True)
     keep: int = _setting(2, "checkpoints kept; 0: all", resumable=True, rare=True)
-    sample_tokens: int = _setting(256, "length of the sample per evaluation; 0: none", resumable=True)
+    sample_tokens: int = _setting(256, "length of the sample per evaluation; 0: none", resumable=True, rare=True)
     sample_prompt: str = _setting("", "what samples start from", resumable=True, rare=True)
     seed: int = _setting(0, "weights, order of the data, samples")
     threads: int = _setting(0, "CPU threads; 0: torch's choice", resumable=True)
@@ -214,58 +248,25 @@ class Settings:
 
     def __post_init__(self) -> None:
         task = self.data.task
-        if task == "next-token":
-            no_text = not self.model.name.startswith("edifice-")
+        if task == "tokens":
+            _require(self.data, "generator", bool(self.data.generator), "given with task tokens, as mqar:num_pairs=8")
+        if task in TEXT + TOKENS:
+            no_text = self.model.name != "vit" and not self.model.name.startswith("edifice-")
             _require(self.model, "name", no_text, "a model of text; this one takes frames, as --task classify")
         for section in (self.model, self.data, self.train):
             for f in fields(section):
                 if task not in f.metadata["tasks"] and getattr(section, f.name) != f.default:
                     others = " or ".join(f.metadata["tasks"])
                     _require(section, f.name, False, f"left out with task {task}: it is for {others}")
-        limited = self.model.name in ("hyena", "llama") and task not in LABELED
+        _require(
+            self.data,
+            "generator_start",
+            not self.data.generator_start or self.train.steps > 0,
+            "left out without train.steps, over which it is spread",
+        )
+        limited = self.model.name in ("hyena", "llama") and task in ("next-token", "forecast")
         fits = not (limited and 0 < self.model.max_seq_len < self.data.seq_len)
         _require(self.model, "max_seq_len", fits, f"0 or >= data.seq_len={self.data.seq_len}")
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # seconds: for a first look and for tests
-    "tiny": {
-        "model.hidden_size": 64,
-        "model.num_hidden_layers": 2,
-        "model.expand_ratio": 16,
-        "data.seq_len": 128,
-        "train.steps": 200,
-        "train.eval_every": 100,
-        "train.save_every": 100,
-    },
-    # minutes on two cores, time and not steps being fixed
-    "demo": {
-        "data.files": ["builtin"],
-        "data.seq_len": 256,
-        "data.validation_fraction": 0.05,
-        "model.hidden_size": 160,
-        "model.num_hidden_layers": 4,
-        "model.expand_ratio": 32,
-        "model.intermediate_size": 448,
-        "model.use_short_conv": True,
-        "train.minutes": 3.8,
-        "train.batch_size": 8,
-        "train.learning_rate": 4e-3,
-        "train.eval_every": 300,
-        "train.save_every": 300,
-    },
-    # hours on a laptop
-    "small": {
-        "model.hidden_size": 512,
-        "model.num_hidden_layers": 8,
-        "model.expand_ratio": 128,
-        "data.seq_len": 1024,
-        "train.steps": 10_000,
-        "train.learning_rate": 1e-3,
-        "train.eval_every": 500,
-        "train.save_every": 500,
-    },
-}
 
 
 def _require(settings: Any, name: str, holds: bool, expected: str) -> None:

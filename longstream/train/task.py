@@ -72,6 +72,14 @@ class Task(ABC):
     def count(self, batches: Sequence[dict[str, Tensor]], items: Any, args: TrainingArguments) -> int:
         """How many tokens or frames a step takes, in all processes; ``items`` is transformers' count of labels."""
 
+    def loss(self, model: Any, batch: dict[str, Tensor], items: Any) -> Tensor | None:
+        """The loss of a batch where the task computes it itself; None is the model's own.
+
+        ``items`` is transformers' count of the labels of a step in all processes, by which to divide the sum; None asks
+        for the mean.
+        """
+        return None
+
     @abstractmethod
     def evaluate(self, model: Any, args: TrainingArguments) -> Measured:
         """The figures on what is held out, the same in every process."""
@@ -123,6 +131,10 @@ def make_task(settings: Settings, checkpoint: Path | None = None) -> Task:
         from longstream.train.text_task import TextTask
 
         return TextTask(settings, checkpoint)
+    if settings.data.task == "tokens":
+        from longstream.train.token_task import TokenRun
+
+        return TokenRun(settings, checkpoint)
     from longstream.train.sequence_task import SequenceTask
 
     return SequenceTask(settings, checkpoint)

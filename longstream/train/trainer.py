@@ -99,6 +99,15 @@ class Trainer(OptimizingTrainer):
             self._bad_loss = loss.item()
         return loss
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The task's own loss, if it has one. transformers averages gradients over processes, and items are of all."""
+        loss = self.task.loss(model, inputs, num_items_in_batch)
+        if loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if num_items_in_batch is None else loss * self.args.world_size
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Called before every optimizer step; gradients are summed over processes, so a NaN of one is a NaN of all."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -191,11 +200,22 @@ class Trainer(OptimizingTrainer):
             self.run.publish(checkpoint)
         self.run.drop_old_checkpoints(self.settings.train.keep, spare=best)
 
-    def _refuse_to_save_nonsense(self) -> None:
-        """Try the last batch on the weights: a step's loss only tells of those before it."""
+    @property
+    def has_last_batch(self) -> bool:
+        """Whether this session has trained on a batch yet."""
+        return bool(self._last_batch)
+
+    def loss_of_last_batch(self) -> Tensor:
+        """The loss of the last batch, or of its first chunk, on the weights as they are now; with a graph."""
         chunk = self.settings.train.chunk
         batch = self.task.shorten(self._last_batch, chunk) if chunk else self._last_batch
-        loss = self.network(**self._prepare_inputs(batch)).loss
+        inputs = self._prepare_inputs(batch)
+        loss = self.task.loss(self.network, inputs, None)
+        return self.network(**inputs).loss if loss is None else loss
+
+    def _refuse_to_save_nonsense(self) -> None:
+        """Try the last batch on the weights: a step's loss only tells of those before it."""
+        loss = self.loss_of_last_batch()
         # autograd.grad leaves alone what the processes share gradients by
         trained = [p for p in self.network.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)

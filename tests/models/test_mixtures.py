@@ -97,7 +97,7 @@ def test_bad_mixtures():
         config(layers=("hgrn2",))
     for name in ("mlp", "norm"):
         with pytest.raises(ValueError, match=f"ModelConfig.{name} must be one of"):
-            config(**{name: "none"})
+            config(**{name: "relu"})
     with pytest.raises(ValueError, match=r"dropout must be a number in \[0, 1\), got 1"):
         config(dropout=1)
 

@@ -12,6 +12,7 @@ import pytest
 
 from longstream.train.loading import load_run
 from longstream.train.run import train
+from longstream.train.settings import build_settings
 from tests.train.runs import flags, losses, metrics, small, write_text
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,20 @@ def test_one_layer_in_two_processes(tmp_path: Path):
     finish(torchrun(*flags(small(text, **changes, batch_size=2)), "--out", str(tmp_path / "two")))
     expected = [(step, pytest.approx(loss, rel=2e-6)) for step, loss in losses(tmp_path / "one")]
     assert losses(tmp_path / "two") == expected
+
+
+def test_token_tasks_share_gradients_and_examples(tmp_path: Path):
+    """The head reads labelled places alone, by a hook inside what wraps the model."""
+    generator = "mqar:vocabulary=32,seq_len=32,num_pairs=2"
+    few = {"data.task": "tokens", "data.generator": generator, "data.validation_examples": 51, "train.steps": 3}
+    sizes = {"model.hidden_size": 16, "model.num_hidden_layers": 2, "model.intermediate_size": 32}
+    common = {**few, **sizes, "train.log_every": 1, "train.eval_every": 3, "train.save_every": 0}
+    train(build_settings(common, {"train.batch_size": 4}), tmp_path / "one")
+    words = [f"{key}={value}" for key, value in {**common, "train.batch_size": 2}.items()]
+    finish(torchrun(*words, "--out", str(tmp_path / "two")))
+    for kind in ("train", "validation"):
+        expected = [(step, pytest.approx(loss, rel=2e-6)) for step, loss in losses(tmp_path / "one", kind)]
+        assert losses(tmp_path / "two", kind) == expected
 
 
 def test_ctrl_c_saves_once(tmp_path: Path):

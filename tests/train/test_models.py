@@ -16,9 +16,10 @@ from longstream.train.data import read_documents
 from longstream.train.evaluate import evaluate_documents
 from longstream.train.loading import load_run
 from longstream.train.models import build_model, choose_size, count, make_collator, model_config
+from longstream.train.presets import USUAL
 from longstream.train.run import train
 from longstream.train.sample import sample_text
-from longstream.train.settings import PRESETS, ModelSettings, build_settings, parse_count
+from longstream.train.settings import ModelSettings, build_settings, parse_count
 from longstream.train.tokenizer import ByteTokenizer
 from longstream.train.trainer import Trainer
 from tests.train.runs import losses, small, write_text
@@ -85,10 +86,10 @@ def test_a_hybrid_of_one_kind_is_none(changes: dict):
 
 
 @pytest.mark.parametrize("name", OURS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", USUAL)
 def test_params_goes_with_every_preset(preset: str, name: str):
     """Their hidden size, MLP and depth give way; their expand_ratio stays, and decides the width of HGRN2."""
-    asked = build_settings(PRESETS[preset], {"model.name": name, "model.params": "3M"}).model
+    asked = build_settings(USUAL[preset], {"model.name": name, "model.params": "3M"}).model
     chosen = choose_size(asked, vocab_size=257, seq_len=64)
     assert count_parameters(model_config(chosen, 257, 64)) == pytest.approx(3e6, rel=0.25)
     assert chosen.intermediate_size == pytest.approx(8 / 3 * chosen.hidden_size, rel=0.1)
