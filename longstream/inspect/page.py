@@ -61,17 +61,19 @@ def refuse_to_overwrite(folder: Path, overwrite: bool) -> None:
     """Raise unless an inspection may be written there; touches nothing."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"inspect: {folder} is a file, not a folder: choose another --out")
-    if (folder / PAGE).exists() and not overwrite:
+    taken = [name for name in (PAGE, NUMBERS, *PICTURES) if (folder / name).exists()]
+    if taken and not overwrite:
         raise FileExistsError(
-            f"inspect: {folder} already holds one: choose another --out, or replace it with --overwrite"
+            f"inspect: {folder} already holds {taken[0]}: choose another --out, or replace it with --overwrite"
         )
 
 
 def write_inspection(found: Inspection, folder: Path) -> list[Path]:
     """Write page, numbers and pictures; pictures of an earlier inspection that this one lacks are removed."""
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = (folder / PAGE).exists()
     made = _draw(found, folder)
-    for name in PICTURES:
+    for name in PICTURES if earlier else ():
         if name not in made:
             (folder / name).unlink(missing_ok=True)
     numbers = folder / NUMBERS

@@ -125,7 +125,7 @@ def _run_all(args: argparse.Namespace) -> int:
         share = load_study(module).minutes[args.scale] / whole
         try:
             done.append(_run(module, args, out / name, args.budget and args.budget * share))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             refused[name] = str(error)
             sys.stderr.write(f"{name}: {error}\n")
         if done and done[-1].interrupted_by:

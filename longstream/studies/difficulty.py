@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TOKENS = 2**16  # of a test, roughly: the longer its examples, the fewer
-LEAST, MOST = 16, 500  # examples
+LEAST, MOST = 128, 500  # examples
 
 
 class Ladder(NamedTuple):

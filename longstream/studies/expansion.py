@@ -112,7 +112,7 @@ STUDY = Study(
         ),
         Claim(
             text="Most of that comes early: n = 16 is already better than n = 1",
-            source=f"{SOURCE}, section 3",
+            source=SOURCE,
             group=LANGUAGE_128,
             metric="bits_per_byte",
             better="n=16",
@@ -120,7 +120,7 @@ STUDY = Study(
         ),
         Claim(
             text="From 16 to 128 there is more to gain",
-            source=f"{SOURCE}, section 3",
+            source=SOURCE,
             group=LANGUAGE_128,
             metric="bits_per_byte",
             better="n=128",

@@ -108,7 +108,7 @@ STUDY = Study(
         *(
             _claim(
                 f"At the same state, two numbers a channel, the outer product beats projection on {group}",
-                f"{SOURCE}, section 3, on parameter-efficient expansion",
+                f"{SOURCE}, on parameter-efficient expansion",
                 group,
                 SAME_STATE,
                 PROJECTED,

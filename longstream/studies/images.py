@@ -183,7 +183,7 @@ STUDY = Study(
         Published(
             what="ImageNet-1k: HGRN tiny 74.40, HGRN2 tiny 75.39",
             value="top-1 accuracy, %",
-            source="HGRN, arXiv:2311.04823; HGRN2, arXiv:2404.07904 (second-hand, not checked against the papers)",
+            source="HGRN, arXiv:2311.04823; HGRN2, arXiv:2404.07904 (recalled, not checked against the papers)",
             note="another data set, 300 epochs of 1.3 million images, 6 million parameters",
         ),
         Published(

@@ -81,7 +81,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[tuple[Path, str]]:
     return [(path, "Test accuracy by the length of the pause, means and 95 % intervals over seeds.")]
 
 
-SOURCE = "HGRN, arXiv:2311.04823, section 4, ablation of the lower bound"
+SOURCE = "HGRN, arXiv:2311.04823, ablation of the lower bound"
 
 
 def _claims() -> tuple[Claim, ...]:

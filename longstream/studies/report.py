@@ -15,7 +15,16 @@ from longstream.studies.machine import machine_texts
 from longstream.studies.pictures import draw_picture, figure_of
 from longstream.studies.results import Outcome
 from longstream.studies.sections import Section, Table, make_page, markdown_text
-from longstream.studies.statistics import LEVEL, Answer, Summary, answer, choose, chosen_runs, summarize_results
+from longstream.studies.statistics import (
+    LEVEL,
+    NOT_RESOLVED,
+    Answer,
+    Summary,
+    answer,
+    choose,
+    chosen_runs,
+    summarize_results,
+)
 from longstream.studies.study import Metric, Result
 from longstream.train.rundir import write_text
 
@@ -25,11 +34,15 @@ MINUS, PLUS_MINUS = "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 
 
 def answers(outcome: Outcome) -> list[Answer]:
-    """The verdicts on the study's claims."""
+    """The verdicts on the study's claims: none of them before all its runs are there."""
     study = outcome.study
     higher = {metric.key: metric.higher for metric in study.metrics}
     runs = chosen_runs(outcome.results, *study.choose)
-    return [answer(claim, higher[claim.metric], runs) for claim in study.claims]
+    found = [answer(claim, higher[claim.metric], runs) for claim in study.claims]
+    if not outcome.left:
+        return found
+    left = f"{outcome.left} runs are left"
+    return [each._replace(verdict=NOT_RESOLVED, why=each.why or left) for each in found]
 
 
 def write_report(outcome: Outcome) -> list[str]:

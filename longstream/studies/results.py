@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ FOLDERS = ("runs", "metrics")
 LOCK = ".at-work"
 LINE = ("run", "group", "variant", "choice", "seed", "status", "settings", "measured")  # of results.jsonl
 STATUS = ("done", "diverged")
+RUN_NAME = re.compile(r".+-seed\d+")  # as `Run.name` ends
 AGAIN = "give --fresh to begin anew, or choose another --out"
 Alone = dict[tuple[str, str], dict[str, float]]
 
@@ -122,16 +124,22 @@ class StudyFolder:
         write_text(self.study, json.dumps({"format": FORMAT, **vars(asked)}, indent=1) + "\n")
 
     def clear(self) -> None:
-        """Delete what studies leave here, and nothing else."""
+        """Delete what a study left here, and nothing else: of ``runs`` and ``metrics`` only its own runs."""
         asked = self._read_asked(damaged=True)
-        pictures = asked.pictures if asked else []
-        for name in (*FOLDERS, *FILES, *(Path(picture).name for picture in pictures)):
+        self.read_results()
+        for folder in (self.runs, self.metrics):
+            for path in folder.glob("*") if folder.is_dir() else ():
+                if path.stem in self._lines or RUN_NAME.fullmatch(path.name.removesuffix(".jsonl")):
+                    remove(path)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        for name in (*FILES, *(Path(picture).name for picture in (asked.pictures if asked else []))):
             remove(self.path / name)
 
     def _refuse_foreign(self) -> None:
         """Raise unless the folder is empty or a study's; one whose study.json is gone is known by its other files."""
         found = {path.name for path in self.path.iterdir()} - {LOCK}
-        if found and not found & {"study.json", "results.jsonl", "alone.json", "report.html", *FOLDERS}:
+        if found and not found & {"study.json", "results.jsonl", "alone.json"}:
             raise FileExistsError(f"{self.path} exists and holds no study: choose another --out")
 
     def _read_asked(self, damaged: bool = False) -> Asked | None:

@@ -181,7 +181,7 @@ def _train_all(module: str, outcome: Outcome, jobs: int, seconds: float) -> None
         outcome.asked.sessions[-1]["trained with"] = training.pool.kernels
         training.close()
     outcome.results = _results(folder, runs)
-    outcome.left = len(runs) - len(outcome.results)
+    outcome.left = max(len(runs), len(expected_runs(study, outcome.plan))) - len(outcome.results)
     outcome.why = next(iter(training.stop.values()), "") if outcome.left else ""
 
 

@@ -117,13 +117,14 @@ def answer(claim: Claim, higher: bool, runs: Mapping[tuple[str, str], Sequence[R
     )
     worse = others[0] if others else dict.fromkeys(better, 0.0)
     sign = 1 if higher else -1
-    worse = worse if claim.worse else dict.fromkeys(better, 0.0)
     differences = [sign * (better[seed] - worse[seed]) for seed in sorted(better.keys() & worse.keys())]
     found = summarize(differences, diverged)
     p = p_value(found, claim.least)
+    runs_there = sum(map(len, sides))
     if diverged:
-        lost = f"{diverged} of its {sum(map(len, sides))} runs diverged"
-        return Answer(claim, NOT_RESOLVED, found, p, lost)
+        return Answer(claim, NOT_RESOLVED, found, p, f"{diverged} of its {runs_there} runs diverged")
+    if (without := runs_there - len(better) - (len(worse) if others else 0)) > 0:
+        return Answer(claim, NOT_RESOLVED, found, p, f"{without} of its {runs_there} runs have no such figure")
     if found.half is None:
         why = "no seed has both sides" if not differences else "one seed has no interval"
         return Answer(claim, NOT_RESOLVED, found, p, why)

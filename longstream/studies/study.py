@@ -100,7 +100,7 @@ class Claim:
     """
 
     text: str
-    source: str  # as "HGRN2, arXiv:2404.07904, section 4"
+    source: str  # as "HGRN2, arXiv:2404.07904"
     group: str
     metric: str  # its key
     better: str  # variant

@@ -236,7 +236,7 @@ STUDY = Study(
         Published(
             what="Hyena overtakes plain attention, and FlashAttention",
             value="at 2,048 tokens, and between 4,096 and 8,192",
-            source="Hyena, arXiv:2302.10866, section 4.4",
+            source="Hyena, arXiv:2302.10866",
             note="one operator on an A100 with a fused kernel; ours are whole models on a CPU",
         ),
     ),

@@ -37,9 +37,9 @@ ONE_RATE = (
 RECALL_NOTE = (
     "Recall is MQAR (arXiv:2312.04927), smaller than in the study recall: at small scale 8 pairs in 64 tokens of a "
     "vocabulary of 64, and tested on 2 to 16 pairs. Pairs grow from one to all in training, embeddings are tied and "
-    "drawn with standard deviation 0.1, forget gates begin with a memory of 128 tokens, and projections have short "
-    "convolutions, for all recurrent models alike, which otherwise do not leave the plateau in minutes. Examples come "
-    "fresh from the seed; models of one seed see the same."
+    "weights drawn with standard deviation 0.06, forget gates begin with a memory of 128 tokens, and projections have "
+    "short convolutions, for all recurrent models alike, which otherwise do not leave the plateau in minutes. Examples "
+    "come fresh from the seed; models of one seed see the same."
 )
 CHOOSE = ("loss", False)  # the held-out one, which text and token tasks both have; for `Study.choose`
 

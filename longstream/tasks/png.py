@@ -42,6 +42,8 @@ def _inflate(file: Path) -> tuple[tuple[int, int, int], bytes]:
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + size]
         if data[at + 8 + size : at + 12 + size] != struct.pack(">I", zlib.crc32(kind + body)):
             break
+        if kind == b"IHDR" and size != 13:
+            break
         if kind == b"IHDR":
             width, height, depth, color, _, _, interlaced = struct.unpack(">IIBBBBB", body)
             channels = {0: 1, 2: 3, 4: 2, 6: 4}.get(color, 0)

@@ -79,8 +79,11 @@ def find(name: str, data_dir: str | Path | None = None) -> Path:
         text = source.extract(folder)
         recorded, note = check_python(name, hashlib.sha256(text).hexdigest())
         logger.log(logging.WARNING if recorded is False else logging.INFO, note)
-        if not target.is_file() or target.read_bytes() != text:
+        target = folder / f"{name}-{platform.python_version()}.txt"
+        if not target.is_file():
             write_beside(target, text)
+        elif target.read_bytes() != text:
+            raise ValueError(f"{name}: {target} is not the text of this Python; remove it")
         return target
     if target.is_file():
         _require(target.read_bytes(), source, f"{target}; remove it")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from longstream.tasks import make_task
 from longstream.tasks._base import TokenTask
 
+STEPS_LOOKED_AT = 1000  # of a curriculum, before it begins
+
 
 @dataclass(frozen=True)
 class Curriculum:
@@ -56,7 +58,16 @@ def read_curriculum(task: TokenTask, start: str, ratio: float) -> Curriculum:
             f"DataSettings.generator_start must leave {task.describe()} its {task.vocab_size:,} tokens, and at most"
             f" its length of {task.length:,}, got {easy.vocab_size:,} and {easy.length:,}"
         )
-    return Curriculum(task, easy, ratio)
+    found = Curriculum(task, easy, ratio)
+    for i in range(STEPS_LOOKED_AT):
+        try:
+            found.at(ratio * i / STEPS_LOOKED_AT)
+        except ValueError as error:
+            raise ValueError(
+                f"DataSettings.generator_start: on the way from {easy.describe()} to {task.describe()} there is no"
+                f" task: {error}"
+            ) from None
+    return found
 
 
 def _between(first: float, last: float, part: float) -> float:

@@ -93,8 +93,7 @@ class HarnessModel(TemplateLM):
                 if unknown := sorted(set(how) - set(WRITING)):
                     logger.warning("evaluate: generation_kwargs %s of the task are left out", ", ".join(unknown))
                 options = {name: how[name] for name in WRITING[:3] if name in how}
-                if not how["do_sample"]:
-                    options["temperature"] = 0.0
+                options["temperature"] = options.get("temperature", 1.0) if how["do_sample"] else 0.0
                 keep = self._room_before(most)
                 same.sort(key=lambda i: len(prompts[i]))
                 for start in range(0, len(same), ROWS):

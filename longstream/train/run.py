@@ -181,6 +181,11 @@ def _arguments(settings: Settings, run: RunDirectory, total: int | None, has_val
 
 def _checkpoint_to_resume(run: RunDirectory, settings: Settings, processes: int) -> Path:
     before, now, known = flatten(run.read_settings()), flatten(settings), setting_fields()
+    if now["data.generator_start"] and before["train.steps"] != now["train.steps"]:
+        raise ValueError(
+            f"a resumed run with a curriculum, data.generator_start={now['data.generator_start']!r}, cannot change"
+            f" train.steps from {before['train.steps']} to {now['train.steps']}: it is spread over them"
+        )
     for key in before:
         if before[key] != now[key] and not known[key][0].metadata["resumable"]:
             raise ValueError(

@@ -89,8 +89,15 @@ def test_nothing_is_overwritten_unasked(text_run: Path, capsys):
     assert main(["inspect", str(text_run), "--sequences", "1", "--length", "8", "--out", str(out)]) == 0
     first = (out / "inspect.json").read_bytes()
     assert main(["inspect", str(text_run), "--out", str(out)]) == 2
-    assert "already holds one" in capsys.readouterr().err
+    assert "already holds inspect.html" in capsys.readouterr().err
     assert (out / "inspect.json").read_bytes() == first
+    mine = out.parent / "figures"
+    mine.mkdir()
+    (mine / "filters.png").write_bytes(b"mine")
+    assert main(["inspect", str(text_run), "--out", str(mine)]) == 2
+    assert (mine / "filters.png").read_bytes() == b"mine"
+    assert main(["inspect", str(text_run), "--sequences", "1", "--length", "8", "--out", str(mine), "--overwrite"]) == 0
+    assert (mine / "filters.png").read_bytes() == b"mine"  # a text model of HGRN2 draws none
     assert main(["inspect", str(text_run), "--sequences", "2", "--length", "8", "--out", str(out), "--overwrite"]) == 0
     assert json.loads((out / "inspect.json").read_text())["inputs"] == [2, 8]
 

@@ -29,6 +29,12 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists and holds no study: choose another --out"):
         StudyFolder(tmp_path).open("tiny", PLAN, None, fresh=True)
+    project = tmp_path / "project"
+    (project / "runs" / "model").mkdir(parents=True)
+    (project / "results.csv").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists and holds no study"):
+        StudyFolder(project).open("tiny", PLAN, None, fresh=True)
+    assert (project / "results.csv").read_text() == "mine"
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file, not a folder"), StudyFolder(tmp_path / "file").locked():
         pass
@@ -64,9 +70,11 @@ def test_fresh_deletes_what_studies_leave_and_nothing_else(tmp_path: Path):
         (tmp_path / name).write_text("x")
     outside = tmp_path.parent / "outside.png"
     outside.write_text("x")
-    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "text-a-seed0").mkdir()
     folder.open("tiny", PLAN, None, fresh=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "mine.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", "mine.png", "runs"}
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"]
     assert outside.exists()
 
 

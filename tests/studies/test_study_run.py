@@ -89,7 +89,7 @@ def test_a_stopped_study_goes_on_to_the_same_figures(data: Path, whole: Path, tm
     monkeypatch.undo()
     monkeypatch.setattr(runner, "Pool", HerePool)
     assert len(first.results) == 3
-    assert first.left == 2
+    assert first.left == 4  # of all rounds
     assert first.why == "the budget's time is used up"
     assert "Unfinished" in (folder / "results.md").read_text()
     assert first.alone == {}

@@ -60,11 +60,13 @@ def test_pythons_own_source(tmp_path, caplog):
     assert len(text) == sum(map(len, files.values())) + len(files) - 1
     assert all(data in text for data in files.values())
     assert find("python", tmp_path).read_bytes() == text
-    assert [file.name for file in tmp_path.iterdir()] == ["python.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == [f"python-{platform.python_version()}.txt"]
     if platform.python_version() in PYTHON_TEXTS["python"]:
         assert "python: verified for Python" in caplog.text
-        path.write_bytes(b"something else")
-        assert find("python", tmp_path).read_bytes() == text  # it is made anew
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is not the text of this Python; remove it"):
+        find("python", tmp_path)
+    assert path.read_bytes() == b"something else"
 
 
 def test_a_changed_library_is_said(monkeypatch):

@@ -87,3 +87,8 @@ def test_a_run_with_one(tmp_path: Path):
     fixed = build_settings(common, model, {"train.steps": 8, "data.train_examples": 50})
     with pytest.raises(ValueError, match="left out where the examples are a fixed set"):
         train(fixed, tmp_path / "fixed")
+
+
+def test_a_way_on_which_there_is_no_task_is_refused_before_it_begins():
+    with pytest.raises(ValueError, match=r"on the way from mqar:.* there is no task: mqar: num_pairs must be <="):
+        read_curriculum(make_task("mqar:vocabulary=32,seq_len=32,num_pairs=8"), "num_pairs=2,seq_len=12", 0.6)
