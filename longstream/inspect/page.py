@@ -167,7 +167,7 @@ def _add_reach(page: Page, reach: Reach, made: Mapping[str, Path], unit: str) ->
         else "The output is the network's vector of a frame; a change is relative to its size."
     )
     page.text(
-        f"One {one} in the first quarter of a sequence is replaced by another, {reach.changes.shape[1]} times, and the"
+        f"One {one} in the first quarter of a sequence is replaced by another, {len(reach.moved)} times, and the"
         f" outputs behind it are compared with what they were. {what} Of each range of distances the largest counts."
     )
     page.picture(made["reach.png"], f"Change of the output by the distance from the changed {one}.")

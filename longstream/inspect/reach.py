@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,17 @@ class Reach:
 
     Attributes:
         after, before: (P,) a bucket has the distances from ``after`` to below ``before``; the first is the place.
-        changes:       (P, n) the largest change in the bucket, of each of n changed tokens.
+        moved:         (n, D) what each of n changed tokens moves 0 ... D - 1 tokens on.
     """
 
     after: tuple[int, ...]
     before: tuple[int, ...]
-    changes: Tensor
+    moved: Tensor
+
+    @property
+    def changes(self) -> Tensor:
+        """(P, n) the largest change in each bucket."""
+        return torch.stack([self.moved[:, a:b].amax(1) for a, b in zip(self.after, self.before, strict=True)])
 
     @property
     def median(self) -> list[float]:
@@ -45,20 +49,22 @@ class Reach:
         return self.before[-1] - 1
 
     def distance(self, part: float = STILL) -> int:
-        """The largest distance at which a change still moves ``part`` of what it moves where it stands; 0 if none."""
-        median = self.median
-        found = [b - 1 for b, moved in zip(self.before, median, strict=True) if moved >= part * median[0] > 0]
-        return max(found, default=0)
+        """The largest distance at which a change still moves ``part`` of what it moves where it stands: the median of
+        the changed tokens; one that moves nothing counts as 0.
+        """
+        still = (self.moved >= part * self.moved[:, :1]) & (self.moved[:, :1] > 0)  # (n, D)
+        return int((still * torch.arange(still.shape[1])).amax(1).median())
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        quartiles = [self.changes.quantile(q, dim=1).tolist() for q in (0.25, 0.75)]
+        changes = self.changes
+        quartiles = [changes.quantile(q, dim=1).tolist() for q in (0.25, 0.75)]
         return {
             "after": self.after,
             "before": self.before,
             "median": self.median,
             "quartiles": quartiles,
-            "changed": self.changes.shape[1],
+            "changed": len(self.moved),
             "reach": self.distance(),
         }
 
@@ -84,9 +90,8 @@ def measure_reach(subject: Subject, *, changes: int = CHANGES, seed: int = 0) ->
         place = int(random.integers(T - farthest))
         pair = torch.stack([row, row])
         pair[1, place] = _other(subject.inputs, row[place], random)
-        moved = _moved(subject, subject.run(pair)[0][:, place : place + farthest + 1])
-        found.append([float(moved[a:b].max()) for a, b in pairwise(edges)])
-    return Reach(tuple(edges[:-1]), tuple(edges[1:]), torch.tensor(found, dtype=torch.float64).T.contiguous())
+        found.append(_moved(subject, subject.run(pair)[0][:, place : place + farthest + 1]).double())
+    return Reach(tuple(edges[:-1]), tuple(edges[1:]), torch.stack(found))
 
 
 def _moved(subject: Subject, hidden: Tensor) -> Tensor:

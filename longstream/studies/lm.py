@@ -185,10 +185,12 @@ STUDY = Study(
         "Text: Python's language reference and docstrings as bytes; held out are whole documents from the end. Every "
         "model of a seed reads the same sequences in the same order.",
         TUNED,
-        "The hybrid has one layer of attention over 64 tokens for two of HGRN2. Llama reads more tokens than it was "
-        "trained on when positions beyond 256 are measured; Hyena cannot.",
+        "The hybrid has one layer of attention over 64 tokens for two of HGRN2. Llama and Hyena, trained on 256 "
+        "tokens, see 128 to 256 of them when held-out documents are read, and the others a whole document; by position "
+        "they are measured up to 256, in windows of 256 where the others have windows of 512.",
         "Decoding is of new models with the same sizes, Hyena's filters made as long as the longest context: what a "
-        "token costs does not depend on the weights. Times are wall time on all cores, models in turns.",
+        "token costs does not depend on the weights. Times of decoding are wall time on all cores, models in turns; "
+        "of training, one core's time.",
         "Mamba (with mambapy's scan) and Mamba-2 are transformers' own in plain PyTorch, slow on a CPU: their "
         "times say nothing of the architecture on a GPU.",
     ),

@@ -152,9 +152,11 @@ def crossings(samples: Samples, attention: Samples) -> dict[str, float]:
     """
     found = {}
     for what in (TRAIN, FORWARD):
-        lengths = sorted(length for kind, length in samples if kind == what)
+        lengths = sorted({length for kind, length in (*samples, *attention) if kind == what})
         first = None
         for length in reversed(lengths):
+            if (what, length) not in samples:  # too slow itself to be asked
+                break
             pairs = zip(attention.get((what, length), ()), samples[what, length], strict=False)
             summary = summarize([a - b for a, b in pairs])
             if summary.values and not summary.low > 0:

@@ -67,6 +67,8 @@ def _inflate(file: Path) -> tuple[tuple[int, int, int], bytes]:
 def _unfilter(rows: np.ndarray, channels: int) -> np.ndarray:
     """(N, height, width x channels) uint8 from rows with a filter's number in front; pixel by pixel for all at once."""
     count, height, width = rows.shape
+    if (rows[:, :, 0] > 4).any():
+        raise ValueError("read_png: a row has a filter that PNG does not know: the file is damaged")
     kinds, filtered = rows[:, :, 0], rows[:, :, 1:].astype(np.int32)
     out = np.zeros((count, height + 1, width - 1 + channels), np.int32)  # a row above and a pixel before are zero
     for y in range(height):

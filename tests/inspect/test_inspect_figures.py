@@ -13,7 +13,7 @@ from longstream import AttentionConfig, HGRN2Config, HGRNConfig, HyenaConfig
 from longstream.inspect.cost import count_cost, measure_cost, memory_work
 from longstream.inspect.filters import LayerFilters, measure_filters
 from longstream.inspect.gates import measure_gates, summarize
-from longstream.inspect.reach import measure_reach
+from longstream.inspect.reach import Reach, measure_reach
 from longstream.inspect.states import effective_rank, measure_ranks
 from longstream.layers import HGRN, HGRN2, Hyena, SlidingWindowAttention
 from longstream.layers.modal import hankel_singular_values
@@ -107,6 +107,16 @@ def test_ranks_of_hgrn_count_its_channels(unit):
         assert each.ranks.shape == (len(each.after), 1)
         assert float(each.ranks.min()) >= 1
         assert float(each.ranks.max()) <= 16
+
+
+def test_the_distance_is_exact_and_the_median_of_the_changes():
+    moved = torch.zeros(3, 101, dtype=torch.float64)
+    moved[:, 0] = torch.tensor([1.0, 0.5, 0.0])  # the last moves nothing at all
+    moved[0, 64], moved[1, 99], moved[2, 100] = 0.02, 0.004, 1.0
+    reach = Reach((0, 1, 64), (1, 64, 101), moved)
+    assert reach.distance(0.01) == 0  # of 64, 0 and 0
+    assert reach.distance(0.005) == 64  # of 64, 99 and 0
+    assert reach.changes.tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0], [0.02, 0.004, 1.0]]
 
 
 @pytest.mark.parametrize("mixer", [HGRN2Config(expand_ratio=4), HyenaConfig(max_seq_len=64, filter_width=8)])

@@ -30,6 +30,7 @@ def test_attention_is_overtaken_where_it_stays_slower():
     assert throughput.crossings(ours, samples(2.0, 0.5, 3.0, 4.0)) == {"train_overtakes": 4.0}
     assert throughput.crossings(ours, samples(2.0, 2.0, 2.0, 1.1, spread=2.0)) == {}  # not told apart at the end
     assert throughput.crossings(ours, samples(0.5, 2.0)) == {"train_overtakes": 2.0}  # too slow to be asked
+    assert throughput.crossings(samples(1.0, 1.0), samples(2.0, 2.0, 3.0)) == {}  # which ours was at 4
     figures = throughput.times_of(samples(1.0, spread=0.5))
     assert figures["train_us=1"] == 1.0
     assert figures["train_us_half=1"] == pytest.approx(3.182 * 0.40825 / 2, abs=1e-3)
