@@ -40,7 +40,7 @@ COST: dict[Scale, dict[tuple[int, int], float]] = {
 }
 # Of text at equal parameters, and of what COST calls 1; of recall; rates; minutes of a run on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
-    "small": {"steps": 250, "minutes": 0.75, "rates": (2e-3, 5e-3), "recall": 320, "short": 0.5},
+    "small": {"steps": 220, "minutes": 0.75, "rates": (2e-3, 5e-3), "recall": 320, "short": 0.5},
     "medium": {"steps": 20_000, "minutes": 900.0, "rates": (5e-4, 2e-3), "recall": 20_000, "short": 400.0},
 }
 
@@ -85,9 +85,9 @@ def _variant(
 
 def make_runs(plan: Plan, done: Sequence[Result]) -> list[Run]:
     """The pilots at every rate, then the whole grid at the best."""
-    layers = sorted(WIDTHS[plan.scale])[1]  # the middle
-    pilot = name_of(layers, STATES[plan.scale][-1])
-    pilots: dict[str, str] = {TEXT: pilot, TIMED: pilot, REMEMBER: pilot}
+    layers, states = sorted(WIDTHS[plan.scale]), STATES[plan.scale]
+    ends = name_of(layers[0], states[-1]), name_of(layers[-1], states[0])  # of the budget: on state, on layers
+    pilots = dict.fromkeys((TEXT, TIMED, REMEMBER), ends)
     return declare_at_one_rate(variants(plan.scale), plan, done, pilots)
 
 

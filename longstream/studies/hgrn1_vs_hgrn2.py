@@ -46,7 +46,7 @@ RATES = {"small": (2e-3, 6e-3), "medium": (5e-4, 1e-3, 2e-3)}
 # Steps and minutes of a run on one core; of recall and images also the shape of HGRN2 n=32, which all are as large as.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        TEXT: (300, 0.8, {}),
+        TEXT: (260, 0.7, {}),
         REMEMBER: (400, 0.5, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
         IMAGES: (300, 0.6, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
     },

@@ -167,7 +167,6 @@ STUDY = Study(
         Metric(key="test_accuracy", label="test accuracy, %", higher=True, digits=1, scale=100.0),
         Metric(key="test_loss", label="test loss, nats", higher=False),
         Metric(key="accuracy", label="validation accuracy, %", higher=True, digits=1, scale=100.0),
-        Metric(key="minutes", label="training, minutes", higher=False, digits=2),
         PARAMETERS,
     ),
     claims=(

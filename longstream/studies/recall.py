@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
-from longstream.studies.difficulty import Ladder, measure_ladder, recall_start, tokens_settings
+from longstream.studies.difficulty import RECALL_START, Ladder, measure_ladder, tokens_settings
 from longstream.studies.language import like_first
 from longstream.studies.statistics import chosen_runs
 from longstream.studies.study import Claim, Metric, Plan, Published, Result, Run, Scale, Study
@@ -21,7 +21,6 @@ MODELS = {
     "Hyena": {"model.name": "hyena", "model.mixer_options": ("positional_width=5", "frequency=1.0")},
     "Llama": {"model.name": "llama"},
 }
-ON_MQAR: dict[Scale, tuple[str, ...]] = {"small": ("HGRN2", "HGRN2 + conv", "HGRN", "Hyena"), "medium": tuple(MODELS)}
 ON_OTHERS = ("HGRN2", "HGRN", "Hyena", "Llama")
 
 MQAR = "MQAR"
@@ -70,10 +69,7 @@ def make_runs(plan: Plan, done: Sequence[Result]) -> list[Run]:
     mqar = size["mqar"]
 
     def tuned(seed: int, rate: float) -> list[Run]:
-        return [
-            _run(plan, MQAR, variant, seed, mqar["batch"], mqar, rate, rate_choice(rate))
-            for variant in ON_MQAR[plan.scale]
-        ]
+        return [_run(plan, MQAR, variant, seed, mqar["batch"], mqar, rate, rate_choice(rate)) for variant in MODELS]
 
     runs = swept(plan, done, mqar["rates"], tuned, key="accuracy")
     other = size["others"]
@@ -108,7 +104,7 @@ def _run(
     if group == "MAD memorization":
         settings["data.validation_examples"] = 500
     task = make_task(ladder.task)
-    model = {**shape, **recall_start(MODELS[variant]["model.name"]), **MODELS[variant]}
+    model = {**shape, **RECALL_START, **MODELS[variant]}
     settings |= like_first(model, first, vocab_size=task.vocab_size, seq_len=task.length)
     return Run(group=group, variant=variant, seed=seed, settings=settings, choice=choice, minutes=size["minutes"])
 

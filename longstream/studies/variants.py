@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
-from longstream.studies.difficulty import Ladder, measure_ladder, recall_start, tokens_settings
+from longstream.studies.difficulty import RECALL_START, Ladder, measure_ladder, tokens_settings
 from longstream.studies.language import language_settings, like_first
-from longstream.studies.statistics import choose, chosen_runs
+from longstream.studies.statistics import chosen_runs
 from longstream.studies.study import Metric, Plan, Result, Run, Scale
 from longstream.studies.sweep import rate_choice, swept
 
@@ -31,15 +32,16 @@ RECALL_METRICS = tuple(
     for n in sorted({n for ladder in RECALL.values() for n in ladder.values})
 )
 ONE_RATE = (
-    "Learning rates: of each task one variant is trained at several with the first seed (see the runs), and all "
-    "variants have the best of them; a rate of its own for each might move single points."
+    "Learning rates: of each task the two variants at the ends of what is compared are trained at several with the "
+    "first seed (see the runs), and all variants have the rate with the lowest mean loss of the two; a rate of its own "
+    "for each might move single points."
 )
 RECALL_NOTE = (
     "Recall is MQAR (arXiv:2312.04927), smaller than in the study recall: at small scale 8 pairs in 64 tokens of a "
     "vocabulary of 64, and tested on 2 to 16 pairs. Pairs grow from one to all in training, embeddings are tied and "
-    "weights drawn with standard deviation 0.06, forget gates begin with a memory of 128 tokens, and projections have "
-    "short convolutions, for all recurrent models alike, which otherwise do not leave the plateau in minutes. Examples "
-    "come fresh from the seed; models of one seed see the same."
+    "weights drawn with standard deviation 0.06, for all models; forget gates begin with a memory of 128 tokens, and "
+    "projections have short convolutions, for all recurrent models alike, which otherwise do not leave the plateau in "
+    "minutes. Examples come fresh from the seed; models of one seed see the same."
 )
 CHOOSE = ("loss", False)  # the held-out one, which text and token tasks both have; for `Study.choose`
 
@@ -90,29 +92,35 @@ def declare(variants: Sequence[Variant], plan: Plan, done: Sequence[Result]) -> 
 
 
 def declare_at_one_rate(
-    variants: Sequence[Variant], plan: Plan, done: Sequence[Result], pilots: Mapping[str, str]
+    variants: Sequence[Variant], plan: Plan, done: Sequence[Result], pilots: Mapping[str, tuple[str, ...]]
 ) -> list[Run]:
     """All runs that can be declared now, where the variants of a group differ too little for rates of their own.
 
-    A group's pilot is trained with the first seed at all its rates; when that is done, all variants with all seeds at
-    the best of them. Where the pilot diverged at all rates, at the lowest.
+    A group's pilots are trained with the first seed at all its rates; when that is done, all variants with all seeds at
+    the rate with the lowest mean loss of the pilots. Where one diverged at all rates, at the lowest.
 
     Args:
-        pilots: the variant that is one, by group.
+        pilots: the variants that are, by group: of both sides of what is compared, so that no side is favored.
     """
     first, known, runs = plan.seeds[0], {result.run.name: result for result in done}, []
     for group in dict.fromkeys(variant.group for variant in variants):
         some = [variant for variant in variants if variant.group == group]
-        pilot = next(variant for variant in some if variant.name == pilots[group])
-        tried = [pilot.run(plan, first, rate) for rate in sorted(pilot.rates)]
+        rates = sorted(some[0].rates)
+        tried = [v.run(plan, first, rate) for v in some if v.name in pilots[group] for rate in rates]
         runs += tried
         if all(run.name in known for run in tried):
-            best = choose([known[run.name] for run in tried], *CHOOSE)[group, pilot.name]
-            rate = next(rate for rate in pilot.rates if rate_choice(rate) == best)
+            rate = min(rates, key=lambda rate: _mean_loss([known[run.name] for run in tried], rate))
             names = {run.name for run in tried}
             everything = [variant.run(plan, seed, rate) for seed in plan.seeds for variant in some]
             runs += [run for run in everything if run.name not in names]
     return runs
+
+
+def _mean_loss(results: Sequence[Result], rate: float) -> float:
+    """Of the pilots at a rate; infinite where one diverged."""
+    some = [result for result in results if result.run.choice == rate_choice(rate)]
+    losses = [r.measured.get(CHOOSE[0], math.inf) if r.status == "done" else math.inf for r in some]
+    return math.fsum(losses) / len(losses)
 
 
 def first_runs(variants: Sequence[Variant], plan: Plan) -> list[Run]:
@@ -133,9 +141,8 @@ def on_recall(
     scale: Scale, steps: int, shape: Mapping[str, Any], first: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Settings of a run on RECALL, with as many parameters as the network ``first`` has there."""
-    name = str(shape["model.name"])
-    started = merged(shape, recall_start(name))
-    if name in ("hgrn", "hgrn2", "hybrid"):
+    started = merged(shape, RECALL_START)
+    if shape["model.name"] in ("hgrn", "hgrn2", "hybrid"):
         started = merged(started, REMEMBERING)
     return {**on_tokens(RECALL[scale], steps, 32, started, first and on_recall(scale, steps, first)), **CURRICULUM}
 

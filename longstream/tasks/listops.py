@@ -52,7 +52,8 @@ class ListOps(TokenTask):
     very short ones do repeat. The operator at the root makes 0 and 9 the commonest answers.
 
     Args:
-        min_length, max_length: tokens of a tree, both bounds excluded.
+        min_length, max_length: tokens of a tree, both bounds excluded; at least 1 and 3, so that the root is an
+                                operator.
         max_depth:              of a tree; the root is at depth 1.
         max_args:               of an operator, at most.
         source:                 folder of the benchmark's own files (basic_train.tsv, basic_val.tsv, basic_test.tsv),
@@ -69,7 +70,7 @@ class ListOps(TokenTask):
     source: str = ""
 
     def __post_init__(self) -> None:
-        for field, least in (("min_length", 0), ("max_length", 2), ("max_depth", 2), ("max_args", 2)):
+        for field, least in (("min_length", 1), ("max_length", 3), ("max_depth", 2), ("max_args", 2)):
             value = getattr(self, field)
             if value < least:
                 raise ValueError(f"ListOps: {field} must be >= {least}, got {value}")

@@ -12,7 +12,7 @@ from longstream.baselines.configs import TRANSFORMERS, count_transformers, new_m
 from longstream.models import AttentionConfig, HyenaConfig, ModelConfig, count_parameters
 from longstream.train.batches import Collator, RowCollator
 from longstream.train.data import PackedCollator
-from longstream.train.network_options import block_fields, mixer_fields
+from longstream.train.network_options import baseline_fields, block_fields, mixer_fields
 from longstream.train.settings import ModelSettings, parse_count
 
 if TYPE_CHECKING:
@@ -139,10 +139,7 @@ def _hf_config(
 
     config = _plain_config(settings, vocab_size, seq_len, boundary_id)
     if settings.name in TRANSFORMERS:
-        if asked := settings.mixer_options or settings.block_options:
-            raise ValueError(
-                f"ModelSettings: --mixer and --block must be left out for {settings.name}, got {asked[0]!r}"
-            )
+        config.update(baseline_fields(settings))
         return config
     before: ModelConfig = config.to_model_config()  # type: ignore[attr-defined]
     mixers = tuple(

@@ -25,6 +25,7 @@ _OF_BLOCKS = (
     *("initializer_range", "memory", "rescale_residual"),
 )
 _OF_FRAMES = ("memory", "initializer_range")  # those of them that models of frames have, and no setting of their own
+_OF_BASELINES = ("initializer_range",)
 _MIXERS = {"hgrn": HGRNConfig, "hgrn2": HGRN2Config, "hybrid": HGRN2Config, "hyena": HyenaConfig}
 
 
@@ -42,6 +43,21 @@ def mixer_fields(settings: ModelSettings, config: type[Any]) -> dict[str, Any]:
 def block_fields(settings: ModelSettings) -> dict[str, Any]:
     """What ``block_options`` say, by field of `longstream.ModelConfig`; raises as `mixer_fields`."""
     return _read("model.block_options", settings.block_options, ModelConfig, _OF_BLOCKS, {"mlp": "--mlp"})
+
+
+def baseline_fields(settings: ModelSettings) -> dict[str, Any]:
+    """The one option that a model of transformers has, ``initializer_range``, by field of its configuration.
+
+    Raises:
+        ValueError: any other is asked for.
+    """
+    others = [*settings.mixer_options, *(w for w in settings.block_options if w.partition("=")[0] not in _OF_BASELINES)]
+    if others:
+        raise ValueError(
+            f"ModelSettings: --mixer and --block must be left out for {settings.name}, except for --block"
+            f" initializer_range=..., got {others[0]!r}"
+        )
+    return _read("model.block_options", settings.block_options, ModelConfig, _OF_BASELINES, {})
 
 
 def frame_options(settings: ModelSettings) -> dict[str, Any]:

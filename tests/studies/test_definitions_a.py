@@ -146,15 +146,22 @@ def test_rates_are_swept_on_the_first_seed_and_the_best_goes_on():
     assert [(run.seed, run.choice) for run in declare([variant], plan, done)[2:]] == [(1, "lr=0.001")]
 
 
-def test_a_pilot_chooses_the_rate_of_its_group():
+@pytest.mark.parametrize(
+    ("losses", "chosen"), [((1.0, 2.0, 3.0, 2.5), "lr=0.001"), ((1.0, 2.0, 3.0, 1.5), "lr=0.01"), ((1.0,) * 4, None)]
+)
+def test_pilots_choose_the_rate_of_their_group_together(losses, chosen):
     shape = {"settings": {"train.steps": 100}, "rates": (1e-3, 1e-2), "minutes": 1.0}
-    variants = [Variant(group="g", name=name, **shape) for name in ("a", "pilot")]
-    plan, pilots = Plan(seeds=(0, 1)), {"g": "pilot"}
+    variants = [Variant(group="g", name=name, **shape) for name in ("small", "a", "large")]
+    plan, pilots = Plan(seeds=(0, 1)), {"g": ("small", "large")}
     tried = declare_at_one_rate(variants, plan, [], pilots)
-    assert [(run.variant, run.seed, run.choice) for run in tried] == [("pilot", 0, "lr=0.001"), ("pilot", 0, "lr=0.01")]
-    done = [Result(run, "done", {"loss": loss}) for run, loss in zip(tried, (1.0, 2.0), strict=True)]
-    later = [(run.variant, run.seed, run.choice) for run in declare_at_one_rate(variants, plan, done, pilots)[2:]]
-    assert later == [("a", 0, "lr=0.001"), ("a", 1, "lr=0.001"), ("pilot", 1, "lr=0.001")]
+    assert [(run.variant, run.choice) for run in tried] == [
+        *(("small", "lr=0.001"), ("small", "lr=0.01"), ("large", "lr=0.001"), ("large", "lr=0.01"))
+    ]
+    done = [Result(run, "done", {"loss": loss}) for run, loss in zip(tried, losses, strict=True)]
+    if chosen is None:  # one diverged at the higher rate
+        chosen, done[3] = "lr=0.001", Result(tried[3], "diverged", {})
+    later = [(run.variant, run.seed, run.choice) for run in declare_at_one_rate(variants, plan, done, pilots)[4:]]
+    assert later == [("a", 0, chosen), ("small", 1, chosen), ("a", 1, chosen), ("large", 1, chosen)]
 
 
 def test_lists_of_options_are_put_together():

@@ -106,7 +106,7 @@ def test_seeds_and_splits():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"min_length": -1}, "min_length must be >= 0, got -1"),
+        ({"min_length": 0}, "min_length must be >= 1, got 0"),
         ({"max_depth": 1}, "max_depth must be >= 2, got 1"),
         ({"max_args": 101}, "max_args must be <= 100, got 101"),
         ({"min_length": 10, "max_length": 11}, r"max_length must be at least min_length \+ 2"),
@@ -150,7 +150,7 @@ def test_the_benchmarks_own_files(tmp_path):
     with pytest.raises(ValueError, match="count must be <= 10, the test trees of"):
         task.make(11, 0, "test")
     with pytest.raises(ValueError, match="max_length must be more than"):
-        ListOps(source=str(tmp_path), max_length=20, min_length=0).make(20, 0)
+        ListOps(source=str(tmp_path), max_length=20, min_length=1).make(20, 0)
     whole = ListOps(source=str(tmp_path / "basic_train.tsv"), max_length=50)  # one file: a tenth, and a tenth
     parts = [{row.tobytes() for row in whole.make(whole.size(split) or 0, 0, split).inputs} for split in SPLITS]
     assert [len(part) for part in parts] == [16, 2, 2]

@@ -187,3 +187,14 @@ def test_models_of_frames_take_them_too():
     for changes in ({"name": "gru", "mixer_options": ["bias=true"]}, {"name": "gru", "mlp": "none"}):
         with pytest.raises(ValueError, match="must be left out for gru"):
             network_options(settings(**changes), 20)
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "mamba2"])
+def test_weights_of_transformers_models_are_drawn_as_asked(name: str):
+    asked = settings(name=name, block_options=["initializer_range=0.5"], hidden_size=32)
+    torch.manual_seed(0)
+    model = build_model(asked, vocab_size=50, seq_len=24)
+    assert model.config.initializer_range == 0.5
+    assert model.get_input_embeddings().weight.std().item() == pytest.approx(0.5, rel=0.1)
+    with pytest.raises(ValueError, match=r"except for --block initializer_range=..., got 'norm=layer'"):
+        build_model(settings(name=name, block_options=["norm=layer"]), vocab_size=50, seq_len=24)
