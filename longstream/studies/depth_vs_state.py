@@ -40,7 +40,7 @@ COST: dict[Scale, dict[tuple[int, int], float]] = {
 }
 # Of text at equal parameters, and of what COST calls 1; of recall; rates; minutes of a run on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
-    "small": {"steps": 220, "minutes": 0.75, "rates": (2e-3, 5e-3), "recall": 320, "short": 0.5},
+    "small": {"steps": 180, "minutes": 0.55, "rates": (2e-3, 5e-3), "recall": 320, "short": 0.5},
     "medium": {"steps": 20_000, "minutes": 900.0, "rates": (5e-4, 2e-3), "recall": 20_000, "short": 400.0},
 }
 

@@ -13,6 +13,7 @@ from longstream.studies.measures import (
     BITS,
     COSTS,
     COSTS_NOTE,
+    EQUAL_BITS,
     LOSS,
     PARAMETERS,
     costs_of,
@@ -49,7 +50,7 @@ MODELS: dict[str, dict[str, Any]] = {
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
         "rates": (2e-3, 5e-3),
-        TEXT: ({"hidden_size": 96, "num_hidden_layers": 4}, 300, 0.9),
+        TEXT: ({"hidden_size": 96, "num_hidden_layers": 4}, 240, 0.75),
         REMEMBER: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}, 400, 0.7),
         "edges": (16, 64, 256),
     },
@@ -108,7 +109,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[tuple[Path, str]]:
 
 
 def _claim(text: str, source: str, group: str, better: str, worse: str, least: float = 0.0) -> Claim:
-    metric = "bits_per_byte" if group == TEXT else "accuracy"
+    metric = EQUAL_BITS.key if group == TEXT else "accuracy"
     return Claim(text=text, source=source, group=group, metric=metric, better=better, worse=worse, least=least)
 
 
@@ -120,6 +121,7 @@ STUDY = Study(
     runs=make_runs,
     metrics=(
         BITS,
+        EQUAL_BITS,
         *(
             Metric(key=f"bits_to_{edge}", label=f"{before + 1} to {edge} tokens in front", higher=False, group=TEXT)
             for before, edge in zip((0, *EDGES), EDGES, strict=False)

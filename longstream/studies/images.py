@@ -27,8 +27,8 @@ MODELS: dict[str, dict[str, Any]] = {
 # Width, layers, width of sequential HGRN2's MLP, images a step, steps, rates; minutes of a run on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        **{"width": 64, "layers": 3, "mlp": 192, "batch": 50, "steps": 280},
-        **{"rates": (2e-3, 6e-3), "minutes": 0.8},
+        **{"width": 64, "layers": 3, "mlp": 192, "batch": 50, "steps": 220},
+        **{"rates": (2e-3, 6e-3), "minutes": 0.6},
     },
     "medium": {
         **{"width": 192, "layers": 8, "mlp": 512, "batch": 100, "steps": 8000},
@@ -176,7 +176,7 @@ STUDY = Study(
         _claim("Scans side by side are better than in series", "HGRN2, four scans", "HGRN2, scans in series", PAPER),
         _claim("HGRN2 with four scans is better than a ViT", "HGRN2, four scans", "ViT", "HGRN, arXiv:2311.04823"),
     ),
-    minutes={"small": 13.0, "medium": 6000.0},
+    minutes={"small": 9.0, "medium": 6000.0},
     pictures=(Picture(name="accuracy", title="Accuracy on 750 test images", metric="test_accuracy", groups=(GROUP,)),),
     published=(
         Published(

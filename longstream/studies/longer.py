@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.language import BYTES
+from longstream.studies.measures import rounds
 
 # Of alone.json's figures, behind which the length stands.
 DECODING, STATE = "decode_ms=", "state_kib="
@@ -44,7 +45,7 @@ def decoding_figures(settings: Mapping[str, Mapping[str, Any]], lengths: Sequenc
             key: value
             for cost in of
             for key, value in (
-                (f"{DECODING}{cost.length}", cost.ms),
+                *rounds(f"{DECODING}{cost.length}", cost.rounds).items(),
                 (f"{STATE}{cost.length}", cost.state_bytes / 1024),
             )
         }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longstream.studies.study import Metric, Run
+from longstream.studies.statistics import summarize
+from longstream.studies.study import Metric, Run, half_of
 
 Figures = dict[str, float]
 BITS = Metric(key="bits_per_byte", label="bits per byte", higher=False, digits=4)
 ACCURACY = Metric(key="accuracy", label="accuracy, %", higher=True, digits=1, scale=100.0)
+EQUAL_BITS = Metric(key="bits_equal", label="bits per byte, equal context", higher=False, digits=4)
 LOSS = Metric(key="loss", label="held-out loss, nats", higher=False)
 COSTS = (  # of `costs_of`
     Metric(key="state_kib", label="state, KiB", higher=False, digits=1),
@@ -27,7 +28,7 @@ COSTS_NOTE = (
     "keeps for the way back. Times are CPU time of one core, forward and backward pass without the optimizer, and one "
     "token at a time for a single sequence; they are this machine's."
 )
-ROUNDS = 3  # turns that each model takes, after one that does not count
+ROUNDS = 5  # turns that each model takes, after one that does not count
 
 
 def load(folder: Path) -> Any:
@@ -81,11 +82,12 @@ def activation_bytes(model: Any, length: int, rows: int = 1) -> int:
 
 
 def speeds(models: Mapping[Any, Any], *, length: int, rows: int, decoded: int = 64) -> dict[Any, Figures]:
-    """Microseconds of one core for a token, the models in turns, medians; ``models`` by any key.
+    """Microseconds of one core for a token, the models in turns; ``models`` by any key.
 
     Returns:
-        By key ``training_us``: forward and backward pass of ``rows`` sequences of ``length`` tokens, without the
-        optimizer. ``decoding_us``: one token more of one sequence.
+        By key the means over rounds, and half of their intervals by `half_of`. ``training_us``: forward and backward
+        pass of ``rows`` sequences of ``length`` tokens, without the optimizer. ``decoding_us``: one token more of one
+        sequence.
     """
     taken: dict[Any, dict[str, list[float]]] = {key: {"training_us": [], "decoding_us": []} for key in models}
     with one_thread():
@@ -96,7 +98,15 @@ def speeds(models: Mapping[Any, Any], *, length: int, rows: int, decoded: int = 
                 if turn:
                     taken[key]["training_us"].append(1e6 * seconds)
                     taken[key]["decoding_us"].append(1e6 * once)
-    return {key: {name: statistics.median(each) for name, each in of.items()} for key, of in taken.items()}
+    return {
+        key: {k: v for name, each in of.items() for k, v in rounds(name, each).items()} for key, of in taken.items()
+    }
+
+
+def rounds(key: str, values: Sequence[float]) -> Figures:
+    """A figure's mean over rounds, and half of its interval if there are two."""
+    found = summarize(values)
+    return {key: found.mean, **({} if found.half is None else {half_of(key): found.half})}
 
 
 def costs_of(
@@ -115,9 +125,14 @@ def costs_of(
 def position_losses(folder: Path, edges: Sequence[int]) -> Figures:
     """Bits per byte of held-out text by how much a byte has in front of it.
 
+    Up to the length of training all models read the same windows, of that length; what stands further behind is from
+    windows as long as the last edge, which not all take.
+
     Args:
         edges: ``(32, 256)`` gives ``bits_to_32``, of the bytes with 1 to 32 tokens in front of them, and
-               ``bits_to_256``, of those with 33 to 256. Powers of two; the last is the context.
+               ``bits_to_256``, of those with 33 to 256. Powers of two.
+    Returns:
+        These, and ``bits_equal``: of all bytes with 1 to as many tokens in front of them as in training.
     """
     from longstream.train.contexts import loss_by_position
     from longstream.train.loading import load_run
@@ -125,16 +140,18 @@ def position_losses(folder: Path, edges: Sequence[int]) -> Figures:
     from longstream.train.text_task import read_data
 
     run = load_run(folder)
-    held_out = read_data(RunDirectory(folder).read_settings().data)[1]
+    data = RunDirectory(folder).read_settings().data
+    held_out, trained = read_data(data)[1], data.seq_len
+    near = loss_by_position(run.model, run.tokenizer, held_out, trained)
+    far = loss_by_position(run.model, run.tokenizer, held_out, edges[-1]) if edges[-1] > trained else []
+    buckets = {f"bits_to_{edge}": (low, edge) for low, edge in zip((0, *edges), edges, strict=False)}
     found: Figures = {}
-    losses = loss_by_position(run.model, run.tokenizer, held_out, edges[-1])
-    low = 0
-    for edge in edges:
+    for name, (low, high) in {**buckets, EQUAL_BITS.key: (0, trained)}.items():
         # Every place of a window weighs the same, so buckets weigh by how many places they have.
-        parts = [(p.before - p.after, p.bits_per_byte) for p in losses if low < p.after and p.before - 1 <= edge]
+        losses = near if high <= trained else far
+        parts = [(p.before - p.after, p.bits_per_byte) for p in losses if low < p.after and p.before - 1 <= high]
         if parts:  # no document may be so long
-            found[f"bits_to_{edge}"] = sum(size * bits for size, bits in parts) / sum(size for size, _ in parts)
-        low = edge
+            found[name] = sum(size * bits for size, bits in parts) / sum(size for size, _ in parts)
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.statistics import Summary, summarize_results
-from longstream.studies.study import Metric, Picture, Result
+from longstream.studies.study import Metric, Picture, Result, half_of
 from longstream.train.curves import COLORS, short
 from longstream.train.rundir import written_beside
 
@@ -62,8 +62,8 @@ def figure_of(key: tuple[str, str], metric: Metric, runs: Runs, alone: Alone) ->
     """A variant's figure in the metric's printed unit, from its runs or as measured alone; None: it has none."""
     results = runs.get(key, ())
     found = summarize_results(results, metric)
-    if not found.values and metric.key in alone.get(key, {}):
-        found = Summary((alone[key][metric.key],), 0, alone[key][metric.key], None)
+    if not found.values and metric.key in (there := alone.get(key, {})):
+        found = Summary((there[metric.key],), 0, there[metric.key], there.get(half_of(metric.key)))
     if not found.values and not (found.diverged and _is_of(metric, key[0], runs)):
         return None
     half = None if found.half is None else found.half * metric.scale

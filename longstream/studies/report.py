@@ -127,8 +127,9 @@ def _pictures(outcome: Outcome) -> Section:
         metric = next(metric for metric in study.metrics if metric.key == picture.metric)
         path = folder / f"{picture.name}.png"
         if draw_picture(picture, metric, runs, outcome.alone, path):
+            over = "rounds" if any(metric.key in of for of in outcome.alone.values()) else "seeds"
             section.pictures.append(
-                (path, f"{picture.title}: {metric.label}, mean and {LEVEL:.0%} interval over seeds")
+                (path, f"{picture.title}: {metric.label}, mean and {LEVEL:.0%} interval over {over}")
             )
     if study.draw is not None and not outcome.left:
         try:
@@ -160,8 +161,8 @@ def _figures(outcome: Outcome) -> Section:
         section.tables.append(Table([group, *(metric.label for metric in metrics)], rows, group))
     if section.tables:
         section.notes.append(
-            f"Mean {PLUS_MINUS} half of the {LEVEL:.0%} t-interval over {len(outcome.plan.seeds)} seeds; without"
-            f" {PLUS_MINUS}, one value or equal ones. Runs that diverged are counted, not averaged."
+            f"Mean {PLUS_MINUS} half of the {LEVEL:.0%} t-interval over {len(outcome.plan.seeds)} seeds, of times over"
+            f" rounds; without {PLUS_MINUS}, one value or equal ones. Runs that diverged are counted, not averaged."
         )
     return section
 

@@ -78,6 +78,11 @@ class Result:
     measured: Mapping[str, float]
 
 
+def half_of(key: str) -> str:
+    """The key of half the 95 % interval, over rounds, of a figure that `Study.alone` measures."""
+    return f"half:{key}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A figure of the table: its key in `Result.measured`, its heading and how it is written."""
@@ -142,7 +147,8 @@ class Study:
                   figures beside the held-out ones, which depend on the run alone and not on the machine's speed. The
                   last validation row of metrics.jsonl, ``parameters`` and ``minutes`` are there without it.
         alone:    ``alone(plan, folder)`` after all runs, with nothing else running: figures of speed and memory by
-                  (group, variant), which are this machine's. ``folder`` holds the run directories by `Run.name`.
+                  (group, variant), which are this machine's; those that vary with their intervals under `half_of`.
+                  ``folder`` holds the run directories by `Run.name`.
         draw:     ``draw(results, folder)``: pictures of its own, written into the folder; their paths and captions.
         minutes:  that it takes on two cores by scale, measured; the budget is against it.
         choose:   the key of the metric by which `Run.choice` is chosen, and whether higher is better.

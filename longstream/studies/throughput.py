@@ -17,6 +17,7 @@ from longstream.studies.longer import (
     new_models,
     read_alone,
 )
+from longstream.studies.measures import rounds
 from longstream.studies.statistics import summarize
 from longstream.studies.study import Metric, Plan, Published, Result, Run, Scale, Study
 
@@ -31,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Mamba2": {"model.name": "mamba2"},
     "GRU": {"model.name": "gru"},
 }
-TRAIN, FORWARD, HALF = "train_us=", "read_us=", "_half="  # microseconds a token; half of the 95 % interval
+TRAIN, FORWARD = "train_us=", "read_us="  # microseconds a token
 # Parameters, shape, depths of Mamba; lengths of training and decoding; tokens of a pass, rounds, longest seconds.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
@@ -136,13 +137,7 @@ def _seconds(run: Callable[[Any, Any], None], model: Any, ids: Any) -> float:
 
 def times_of(samples: Samples) -> dict[str, float]:
     """Means over the rounds, and half of their 95 % intervals."""
-    found = {}
-    for (what, length), values in samples.items():
-        summary = summarize(values)
-        found[f"{what}{length}"] = summary.mean
-        if summary.half is not None:
-            found[f"{what.removesuffix('=')}{HALF}{length}"] = summary.half
-    return found
+    return {k: v for (what, length), values in samples.items() for k, v in rounds(f"{what}{length}", values).items()}
 
 
 def crossings(samples: Samples, attention: Samples) -> dict[str, float]:
@@ -168,7 +163,7 @@ def crossings(samples: Samples, attention: Samples) -> dict[str, float]:
 
 
 def decoding_crossing(figures: Mapping[str, float], attention: Mapping[str, float]) -> dict[str, float]:
-    """From which length on one token more costs attention more, by medians, there and at all longer lengths."""
+    """From which length on one token more costs attention more, by means, there and at all longer lengths."""
     ours, theirs = (dict(at_lengths(of, DECODING)) for of in (figures, attention))
     first = None
     for length in sorted(ours, reverse=True):
@@ -249,7 +244,7 @@ STUDY = Study(
         "MLP, on all cores, in turns. A pass reads 4,096 tokens, in sequences of the length that stands above (8,192: "
         "one sequence). Without the optimizer.",
         "Attention counts as overtaken from a length when the 95 % interval of its time less the other's, round by "
-        "round, lies above 0 there and at all greater lengths. Decoding goes by medians.",
+        "round, lies above 0 there and at all greater lengths. Decoding goes by means.",
         "Llama, Mamba, Mamba-2 are transformers' in PyTorch's own operations, attention by its fused CPU kernel; GRU "
         "is torch's. A model that took longer than 8 seconds for a pass is not asked for longer sequences.",
         "Times are this machine's.",

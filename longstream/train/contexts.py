@@ -19,7 +19,7 @@ from longstream.train.tokenizer import Tokenizer
 
 POSITION_TOKENS = 2**16  # that the loss by position is measured on, at most
 PIECE = 512  # tokens of a pass
-WARMUP, ROUNDS, STEPS = 2, 3, 8  # steps before the clock starts; turns of each model; steps of a turn
+WARMUP, ROUNDS, STEPS = 2, 5, 6  # steps before the clock starts; turns of each model; steps of a turn
 
 
 class PositionLoss(NamedTuple):
@@ -35,6 +35,7 @@ class DecodeCost(NamedTuple):
 
     length: int
     ms: float  # median
+    rounds: tuple[float, ...]  # medians of each turn, milliseconds
     state_bytes: int
     beyond_training: bool  # more tokens than the model was trained on; its predictions there are another matter
 
@@ -99,7 +100,7 @@ def decode_costs(models: Mapping[str, Any], lengths: Sequence[int]) -> dict[str,
     taken = WARMUP + ROUNDS * STEPS
     for length in sorted(lengths):
         able = [name for name, model in models.items() if length <= (_hard_limit(model) or length)]
-        times: dict[str, list[float]] = {name: [] for name in able}
+        times: dict[str, list[list[float]]] = {name: [] for name in able}
         for name in able:
             model = models[name]
             while seen[name] < max(1, length - taken):
@@ -109,6 +110,7 @@ def decode_costs(models: Mapping[str, Any], lengths: Sequence[int]) -> dict[str,
                 seen[name] += size
         for turn in range(ROUNDS + 1):
             for name in able:
+                taken_now: list[float] = []
                 for _ in range(STEPS if turn else WARMUP):
                     if seen[name] >= length:
                         break
@@ -118,13 +120,16 @@ def decode_costs(models: Mapping[str, Any], lengths: Sequence[int]) -> dict[str,
                     started = time.perf_counter()
                     caches[name] = continue_from(models[name], ids, caches[name])[1]
                     if turn:
-                        times[name].append(time.perf_counter() - started)
+                        taken_now.append(1e3 * (time.perf_counter() - started))
                     seen[name] += 1
+                if taken_now:
+                    times[name].append(taken_now)
         for name in able:
             if times[name]:
                 beyond = length > (context_limit(models[name]) or length)
-                ms = 1e3 * statistics.median(times[name])
-                found[name].append(DecodeCost(length, ms, cache_bytes(caches[name]), beyond))
+                ms = statistics.median(each for turn_of in times[name] for each in turn_of)
+                turns = tuple(map(statistics.median, times[name]))
+                found[name].append(DecodeCost(length, ms, turns, cache_bytes(caches[name]), beyond))
     return found
 
 

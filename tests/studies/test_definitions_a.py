@@ -9,7 +9,7 @@ import torch
 
 from longstream.studies import depth_vs_state, expansion, heads, hgrn1_vs_hgrn2, hybrid, lower_bound, measures
 from longstream.studies.language import BYTES
-from longstream.studies.study import LEAST_STEPS, Plan, Result, Run, Study
+from longstream.studies.study import LEAST_STEPS, Plan, Result, Run, Study, half_of
 from longstream.studies.variants import Variant, declare, declare_at_one_rate, merged
 from longstream.tasks import make_task
 from longstream.train.models import build_model, count
@@ -237,11 +237,16 @@ def test_costs_are_of_runs_that_are_there(text_run):
     finally:
         text_run.with_name(runs[0].name).rename(text_run)
     assert set(found) == {("g", "there")}
-    assert set(found["g", "there"]) == {metric.key for metric in measures.COSTS}
+    timed = {half_of(key) for key in ("training_us", "decoding_us")}
+    assert set(found["g", "there"]) == {metric.key for metric in measures.COSTS} | timed
 
 
 def test_losses_by_position_are_those_of_all_positions_together(text_run):
-    coarse, fine = (measures.position_losses(text_run, edges) for edges in ((32,), (4, 16, 32)))
-    assert set(fine) == {"bits_to_4", "bits_to_16", "bits_to_32"}
+    coarse, fine, far = (measures.position_losses(text_run, edges) for edges in ((32,), (4, 16, 32), (32, 64)))
+    assert set(fine) == {"bits_to_4", "bits_to_16", "bits_to_32", "bits_equal"}
     together = (4 * fine["bits_to_4"] + 12 * fine["bits_to_16"] + 16 * fine["bits_to_32"]) / 32
     assert coarse["bits_to_32"] == pytest.approx(together, rel=1e-9)
+    assert fine["bits_equal"] == coarse["bits_to_32"]
+    # What is near does not depend on how far one looks; what is further comes from longer windows.
+    assert {key: far[key] for key in coarse} == coarse
+    assert far["bits_to_64"] > 0

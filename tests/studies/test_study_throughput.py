@@ -33,7 +33,7 @@ def test_attention_is_overtaken_where_it_stays_slower():
     assert throughput.crossings(samples(1.0, 1.0), samples(2.0, 2.0, 3.0)) == {}  # which ours was at 4
     figures = throughput.times_of(samples(1.0, spread=0.5))
     assert figures["train_us=1"] == 1.0
-    assert figures["train_us_half=1"] == pytest.approx(3.182 * 0.40825 / 2, abs=1e-3)
+    assert figures["half:train_us=1"] == pytest.approx(3.182 * 0.40825 / 2, abs=1e-3)
     assert throughput.decoding_crossing(
         {"decode_ms=128": 1.0, "decode_ms=512": 1.0}, {"decode_ms=128": 0.5, "decode_ms=512": 1.5}
     ) == {"decode_overtakes": 512.0}
