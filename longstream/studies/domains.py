@@ -161,6 +161,7 @@ STUDY = Study(
             value="1.5 to 1.8 bits per base",
             source="HyenaDNA, arXiv:2306.15794, Figure 1.2 (second-hand, not checked against the paper)",
             note="the whole genome, hours on GPUs; ours is part of one chromosome and a minute",
+            ours=(("DNA", MODEL, "bits_per_byte"),),
         ),
     ),
     measure=measure,

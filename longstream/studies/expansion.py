@@ -112,7 +112,7 @@ STUDY = Study(
             worse="n=1",
         ),
         Claim(
-            text="Most of that comes early: n = 16 is already better than n = 1",
+            text="A state of 16 is already better than one of 1",
             source=SOURCE,
             group=LANGUAGE_128,
             metric="bits_per_byte",
@@ -120,7 +120,7 @@ STUDY = Study(
             worse="n=1",
         ),
         Claim(
-            text="From 16 to 128 there is more to gain",
+            text="A state of 128 is better than one of 16",
             source=SOURCE,
             group=LANGUAGE_128,
             metric="bits_per_byte",
@@ -128,7 +128,7 @@ STUDY = Study(
             worse="n=16",
         ),
         Claim(
-            text="Beyond 128 the returns diminish: n = 128 is at most 0.01 bits per byte worse than n = 512",
+            text="Beyond 128 there is little to gain: n = 128 is at most 0.01 bits per byte worse than n = 512",
             source=f"{SOURCE}: head size 128 is chosen for it",
             group=LANGUAGE_512,
             metric="bits_per_byte",

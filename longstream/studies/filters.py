@@ -204,6 +204,7 @@ STUDY = Study(
             what="Modes after which Laughing Hyena's distilled models lose nothing",
             value="8 to 16 of each filter (order 16 to 32)",
             source="Laughing Hyena, arXiv:2310.18780",
+            ours=((TEXT, USUAL, "modes"), (TEXT, USUAL, "distilled=16")),
             note="filters of 2,048 taps, trained for billions of tokens",
         ),
     ),

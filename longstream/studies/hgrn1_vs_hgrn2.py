@@ -142,6 +142,7 @@ STUDY = Study(
             what="WikiText-103, perplexity on validation and test text: HGRN of 46M",
             value="24.14; 24.82",
             source="HGRN, arXiv:2311.04823, as quoted by TransNormerLLM's authors",
+            ours=((TEXT, HGRN, "bits_per_byte"), (TEXT, HGRN2, "bits_per_byte")),
             note="words, another text, a hundred times our size",
         ),
     ),

@@ -108,9 +108,15 @@ def draw(results: Sequence[Result], folder: Path) -> list[tuple[Path, str]]:
     return found + draw_recall(REMEMBER)(results, folder)
 
 
-def _claim(text: str, source: str, group: str, better: str, worse: str, least: float = 0.0) -> Claim:
+def _claim(
+    text: str, source: str, group: str, better: str, worse: str, least: float = 0.0, above: float | None = None
+) -> Claim:
     metric = EQUAL_BITS.key if group == TEXT else "accuracy"
-    return Claim(text=text, source=source, group=group, metric=metric, better=better, worse=worse, least=least)
+    sides = {"better": better, "worse": worse}
+    return Claim(text=text, source=source, group=group, metric=metric, least=least, above=above, **sides)
+
+
+GUESSED = 0.2  # accuracy of recall, where one of the eight values that were seen is guessed and a little more
 
 
 OPEN = "left open by HGRN2, arXiv:2404.07904"
@@ -142,6 +148,7 @@ STUDY = Study(
             FEW,
             HGRN2,
             -0.05,
+            GUESSED,
         ),
         _claim("A window of 64 tokens helps recall", OPEN, REMEMBER, WIDER, HGRN2),
         _claim(
@@ -152,7 +159,13 @@ STUDY = Study(
             FULL,
             -0.01,
         ),
-        _claim("Full attention recalls more than HGRN2", "Zoology, arXiv:2312.04927", REMEMBER, FULL, HGRN2),
+        _claim(
+            "In as many steps full attention recalls more than HGRN2 with short convolutions",
+            "Zoology, arXiv:2312.04927, of models trained to the end",
+            REMEMBER,
+            FULL,
+            HGRN2,
+        ),
     ),
     minutes={"small": 17.0, "medium": 20_000.0},
     pictures=(
@@ -176,6 +189,9 @@ STUDY = Study(
         "Four layers, of the same parameters within 2 % by the width of the MLP. Of every 4 (or 2) layers the last has "
         "attention over the window's tokens in place of HGRN2; Llama has full attention "
         "in all layers.",
+        "Recall is of as many steps for all, and says what is learned in them: Llama, which has no short convolutions, "
+        "stays where one of the values is guessed in four times as many steps too, at rates of 0.001 to 0.003 and "
+        "weights drawn with 0.02 to 0.1.",
         "The state of pure HGRN2 has one size; that of attention grows to its window, or without end.",
         TUNED,
         RECALL_NOTE,

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,17 +175,25 @@ def cell(found: Summary | None, metric: Metric) -> str:
     if not found.values:
         return lost
     digits = _digits(found.half, metric.digits)
-    half = f" {PLUS_MINUS} {found.half:.{digits}f}" if found.half else ""  # of equal values there is none to show
-    text = f"{found.mean:,.{digits}f}{half}"
+    equal = not found.half or found.half < 1e-9 * abs(found.mean)  # but for rounding
+    half = "" if equal else f" {PLUS_MINUS} {found.half:.{digits}f}"  # of equal values there is none to show
+    text = f"{found.mean:,.{digits}f}{half}".replace("-", MINUS)
     return f"{text} ({len(found.values)} of {found.runs}; {lost})" if lost else text
 
 
 def _published(outcome: Outcome) -> Section:
-    rows = [
-        [each.what, each.value, each.source, "comparable" if each.comparable else f"not comparable: {each.note}"]
-        for each in outcome.study.published
-    ]
-    return Section("Published", tables=[Table(["figure", "value", "source", "beside ours"], rows)] if rows else [])
+    runs = chosen_runs(outcome.results, *outcome.study.choose)
+    metrics = {metric.key: metric for metric in outcome.study.metrics}
+    rows = []
+    for each in outcome.study.published:
+        ours = []
+        for group, variant, key in each.ours:
+            found = cell(figure_of((group, variant), metrics[key], runs, outcome.alone), metrics[key])
+            ours.append(f"{variant} ({group}), {metrics[key].label}: {found}")
+        beside = "comparable" if each.comparable else f"not comparable: {each.note}"
+        rows.append([each.what, each.value, each.source, "; ".join(ours) or "-", beside])
+    heads = ["figure", "value", "source", "ours", "beside ours"]
+    return Section("Published", tables=[Table(heads, rows)] if rows else [])
 
 
 def _reading(outcome: Outcome) -> Section:
@@ -214,8 +222,8 @@ def _choices(outcome: Outcome) -> Section:
     if rows:
         best = "highest" if higher else "lowest"
         section.notes.append(
-            f"Of the values tried on most seeds, the one with the {best} mean of {label}; the same held-out figures are"
-            " reported, so what was tuned is a little better here than on data of its own."
+            f"Of the values tried on most seeds, the one with the {best} mean of {label}; it and other figures of the"
+            " same held-out data are therefore a little better than on data that nothing was chosen by."
         )
     return section
 
@@ -244,12 +252,24 @@ def _made(outcome: Outcome) -> Section:
     for here in asked.sessions:
         began = f"{here['began']}, {here['jobs']} jobs, {here['minutes']:g} minutes: "
         texts.append(began + " ".join(machine_texts(here)))
+    if (measured_on := outcome.folder.read_alone_machine()) is not None:
+        texts.append("Speed and memory were measured on: " + " ".join(machine_texts(measured_on)))
+    if len(made := {tuple(sorted(_versions(r).items())) for r in outcome.results}) > 1:
+        texts.append("Runs are of more than one version, which may differ in their digits: " + _enumerate(made))
     if kernels := {here["trained with"] for here in asked.sessions if here.get("trained with")}:
         texts.append(
             f"Runs are trained with one thread each and code for {' or '.join(sorted(kernels))} only, whatever the"
             " processor has, so that seeds give the same digits on another machine with the same versions."
         )
     return Section("How this was made", texts=list(dict.fromkeys(texts)), code=shlex.join(words))
+
+
+def _versions(result: Result) -> dict[str, str]:
+    return {key: value for key, value in result.made.items() if "sha256" not in key}
+
+
+def _enumerate(made: Iterable[Iterable[tuple[str, str]]]) -> str:
+    return "; ".join(sorted(", ".join(f"{key} {value}" for key, value in each) for each in made)) + "."
 
 
 def _csv(outcome: Outcome) -> str:

@@ -31,7 +31,7 @@ FORMAT = 1
 FILES = ("study.json", "results.jsonl", "alone.json", "results.md", "results.csv", "report.html", "workers.log")
 FOLDERS = ("runs", "metrics")
 LOCK = ".at-work"
-LINE = ("run", "group", "variant", "choice", "seed", "status", "settings", "measured")  # of results.jsonl
+LINE = ("run", "group", "variant", "choice", "seed", "status", "settings", "measured", "made")  # of results.jsonl
 STATUS = ("done", "diverged")
 RUN_NAME = re.compile(r".+-seed\d+")  # as `Run.name` ends
 AGAIN = "give --fresh to begin anew, or choose another --out"
@@ -185,12 +185,15 @@ class StudyFolder:
                 f"{self.path}: run {run.name} is here with {key}={before.get(key)!r}, and is declared with"
                 f" {key}={now.get(key)!r} now (another version, scale or budget of the study): {AGAIN}"
             )
-        return Result(run, said["status"], said["measured"])
+        return Result(run, said["status"], said["measured"], said["made"])
 
     def add_result(self, result: Result) -> None:
         """Write results.jsonl with one more line, whole or not at all, and keep the run's metrics.jsonl."""
         run = result.run
-        values = (run.name, run.group, run.variant, run.choice, run.seed, result.status, portable(run), result.measured)
+        values = (
+            *(run.name, run.group, run.variant, run.choice, run.seed, result.status),
+            *(portable(run), result.measured, result.made),
+        )
         self._lines[run.name] = dict(zip(LINE, values, strict=True))
         self.write_results([])
         self.keep_metrics(run.name)
@@ -219,6 +222,14 @@ class StudyFolder:
             return None
         except (ValueError, TypeError, KeyError) as error:
             logger.warning("%s is damaged, and measured again: %s", self.alone, error)
+            return None
+
+    def read_alone_machine(self) -> dict[str, Any] | None:
+        """The machine that alone.json was measured on; None without one."""
+        try:
+            found: dict[str, Any] = json.loads(self.alone.read_text(encoding="utf-8"))["machine"]
+            return found
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def write_alone(self, runs: Sequence[Run], found: Alone, here: Mapping[str, Any]) -> None:

@@ -40,14 +40,16 @@ def make_plan(study: Study, scale: Any, seeds: int, budget: float | None, data: 
     whole = _minutes(study, plan)
     runs = expected_runs(study, plan)
     weight = sum(run.minutes for run in runs)
-    least = sum(run.minutes * min(1.0, LEAST_STEPS / _steps(run)) for run in runs) / weight * whole if runs else 0.0
+    fixed = whole * study.fixed.get(scale, 0.0) / study.minutes[scale]
+    shares = [run.minutes / weight * min(1.0, LEAST_STEPS / _steps(run)) for run in runs]
+    least = fixed + (whole - fixed) * sum(shares) if runs else whole
     if budget < least:
         needed = math.ceil(10 * least) / 10
         raise ValueError(
             f"study {study.name}: --budget must be at least {needed:g} minutes for {LEAST_STEPS} steps of each of its"
             f" {len(runs)} runs at scale {scale} with {seeds} seeds, got {budget:g}; all steps take {whole:.0f}"
         )
-    return replace(plan, factor=budget / whole)
+    return replace(plan, factor=(budget - fixed) / (whole - fixed) if runs else 1.0)
 
 
 def run_study(
@@ -78,16 +80,24 @@ def run_study(
         asked.sessions.append(session)
         started = time.monotonic()
         outcome = Outcome(study, plan, asked, folder, [], {})
+        failed: Exception | None = None
         try:
             folder.write_asked(asked)
             _train_all(module, outcome, jobs or cores(), PATIENCE * 60 * budget if budget else math.inf)
             if not outcome.left and not outcome.interrupted_by:
-                outcome.alone = _measure_alone(outcome)
+                try:
+                    outcome.alone = _measure_alone(outcome)
+                except Exception as error:  # of speed and memory: what was trained is reported all the same
+                    failed = error
         finally:
             session["minutes"] = round((time.monotonic() - started) / 60, 2)
             folder.write_asked(asked)
         asked.pictures = write_report(outcome)
         folder.write_asked(asked)
+    if failed is not None:
+        raise ValueError(
+            f"study {study.name}: speed and memory could not be measured: {failed}; {folder.path} has the rest"
+        ) from failed
     return outcome
 
 
@@ -118,7 +128,7 @@ class _Training:
                 continue
             run, said = event
             if said["status"] in ("done", "diverged"):
-                folder.add_result(Result(run, said["status"], said["measured"]))
+                folder.add_result(Result(run, said["status"], said["measured"], said["made"]))
                 self.progress.finish(run, said["status"], said["measured"])
             elif said["status"] != "interrupted" and not self.outcome.interrupted_by:
                 self.stop.setdefault("failed", f"run {run.name} failed: {said['why']}")

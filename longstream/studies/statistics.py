@@ -128,6 +128,8 @@ def answer(claim: Claim, higher: bool, runs: Mapping[tuple[str, str], Sequence[R
     if found.half is None:
         why = "no seed has both sides" if not differences else "one seed has no interval"
         return Answer(claim, NOT_RESOLVED, found, p, why)
+    if claim.above is not None and not summarize(list(worse.values())).low > claim.above:
+        return Answer(claim, NOT_RESOLVED, found, p, f"{claim.worse} itself is not clear of chance")
     if found.low > claim.least:
         return Answer(claim, SUPPORTED, found, p)
     if found.high < claim.least:

@@ -71,11 +71,13 @@ class Result:
     Attributes:
         status:   "done", or "diverged": kept, counted, and never dropped from a mean in silence.
         measured: figures by name; of a diverged run those that there are.
+        made:     with what: versions, kernels, and the checksum of its data where it learned from files.
     """
 
     run: Run
     status: Literal["done", "diverged"]
     measured: Mapping[str, float]
+    made: Mapping[str, str] = field(default_factory=dict)
 
 
 def half_of(key: str) -> str:
@@ -101,7 +103,8 @@ class Claim:
 
     With d the difference between ``better`` and ``worse`` in the claimed direction, seed by seed, and its 95 %
     t-interval over seeds: *supported* if the interval lies above ``least``, *contradicted* if it lies below, else *not
-    resolved at this scale*.
+    resolved at this scale*. So it is too where ``above`` is given and the interval of ``worse`` does not lie above it:
+    not to be far behind what has learned nothing says nothing.
     """
 
     text: str
@@ -111,6 +114,7 @@ class Claim:
     better: str  # variant
     worse: str  # variant; "": there is none, the metric is a difference itself, and is tested against 0
     least: float = 0.0  # in the metric's own unit
+    above: float | None = None  # in the metric's own unit, of one where higher is better: as good as chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,7 @@ class Published:
     source: str
     comparable: bool = False  # same data, size and measure as ours
     note: str = ""  # why it is not
+    ours: tuple[tuple[str, str, str], ...] = ()  # (group, variant, metric's key) of what stands beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +156,7 @@ class Study:
                   ``folder`` holds the run directories by `Run.name`.
         draw:     ``draw(results, folder)``: pictures of its own, written into the folder; their paths and captions.
         minutes:  that it takes on two cores by scale, measured; the budget is against it.
+        fixed:    as many of them as stay however few the steps are: for what is measured of trained models.
         choose:   the key of the metric by which `Run.choice` is chosen, and whether higher is better.
         notes:    what a reader has to know of the reduced scale, the data and the models.
     """
@@ -162,6 +168,7 @@ class Study:
     metrics: tuple[Metric, ...]
     claims: tuple[Claim, ...]
     minutes: Mapping[str, float]
+    fixed: Mapping[str, float] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
     published: tuple[Published, ...] = ()
     measure: Callable[[Run, Path], Mapping[str, float]] | None = None

@@ -75,7 +75,7 @@ def train_run(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """Train a run in ``folder``, from its last checkpoint if it was interrupted, and measure it.
 
     Returns:
-        ``status`` "done", "diverged" or "interrupted", and ``measured``.
+        ``status`` "done", "diverged" or "interrupted", ``measured`` and ``made``; see `Result`.
     Raises:
         ValueError: its settings do not fit, or the folder holds a run of others.    OSError: of files.
     """
@@ -88,13 +88,31 @@ def train_run(study: Study, run: Run, folder: Path) -> dict[str, Any]:
         result = train(settings, folder, resume=resume, overwrite=not resume)
     except FloatingPointError as error:
         logger.warning("%s: %s", run.name, error)
-        return {"status": "diverged", "measured": _finite(run, _held_out(folder)), "why": str(error)}
+        return {
+            "status": "diverged",
+            "measured": _finite(run, _held_out(folder)),
+            "made": _made(folder),
+            "why": str(error),
+        }
     if result.interrupted_by:
         return {"status": "interrupted"}
     measured = {**_held_out(folder), "parameters": _parameters(folder)}
     if study.measure is not None:
         measured |= {key: float(value) for key, value in study.measure(run, folder).items()}
-    return {"status": "done", "measured": _finite(run, measured)}
+    return {"status": "done", "measured": _finite(run, measured), "made": _made(folder)}
+
+
+def _made(folder: Path) -> dict[str, str]:
+    """What a run's digits depend on beside its settings."""
+    import torch
+
+    import longstream
+    from longstream.ops import native_kernels
+
+    versions = {"longstream": longstream.__version__, "torch": torch.__version__, "kernels": native_kernels()}
+    data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    sums = {key: str(data[key]) for key in ("sha256", "validation_sha256") if data.get(key)}
+    return {**versions, **sums}
 
 
 def _finite(run: Run, measured: dict[str, float]) -> dict[str, float]:
