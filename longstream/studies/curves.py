@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from longstream.studies.statistics import summarize
 from longstream.studies.study import Result
-from longstream.train.curves import COLORS, short
+from longstream.train.curves import COLORS, short, write_title
 from longstream.train.rundir import written_beside
 
 COLUMNS = 3  # panels side by side
+ASIDE = 0.04  # octaves by which lines stand aside from each other, so that their intervals can be seen
 
 
 class CurvePanel(NamedTuple):
@@ -45,7 +46,7 @@ def draw_curves(path: Path, title: str, panels: Sequence[CurvePanel], results: S
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(0.6 + 4.6 * columns, 0.8 + 3.3 * rows), layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    write_title(figure, title)
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in places[len(panels) :]:
         axes.set_visible(False)
@@ -70,7 +71,8 @@ def _draw(axes: Any, panel: CurvePanel, lines: Mapping[str, Any], names: Sequenc
     for variant, points in lines.items():
         color = COLORS[names.index(variant) % len(COLORS)]
         summaries = [summarize(values) for _, values in points]
-        xs, means = [x for x, _ in points], [s.mean for s in summaries]
+        aside = 2 ** (ASIDE * (names.index(variant) - (len(names) - 1) / 2)) if panel.log_x else 1.0
+        xs, means = [x * aside for x, _ in points], [s.mean for s in summaries]
         halves = [s.half or 0.0 for s in summaries]
         axes.errorbar(xs, means, yerr=halves, color=color, marker="o", markersize=3.5, capsize=2, label=variant)
     if panel.trained is not None:

@@ -40,9 +40,12 @@ COST: dict[Scale, dict[tuple[int, int], float]] = {
 }
 # Of text at equal parameters, and of what COST calls 1; of recall; rates; minutes of a run on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
-    "small": {"steps": 180, "minutes": 0.55, "rates": (2e-3, 5e-3), "recall": 320, "short": 0.5},
+    "small": {"steps": 400, "minutes": 0.55, "rates": (2e-3, 4e-3), "recall": 400, "short": 0.6},
     "medium": {"steps": 20_000, "minutes": 900.0, "rates": (5e-4, 2e-3), "recall": 20_000, "short": 400.0},
 }
+
+
+RECALL_RATES: dict[Scale, tuple[float, ...]] = {"small": (5e-3, 1e-2), "medium": (1e-3, 3e-3)}
 
 
 def name_of(layers: int, n: int) -> str:
@@ -66,7 +69,7 @@ def variants(scale: Scale) -> tuple[Variant, ...]:
                 found.append(_variant(TIMED, layers, n, timed, size["rates"], size["minutes"]))
             if (layers, n) in COST[scale]:  # the corners
                 task = on_recall(scale, size["recall"], shape, _first(scale))
-                found.append(_variant(REMEMBER, layers, n, task, size["rates"], size["short"]))
+                found.append(_variant(REMEMBER, layers, n, task, RECALL_RATES[scale], size["short"]))
     return tuple(found)
 
 

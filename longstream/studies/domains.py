@@ -98,6 +98,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[tuple[Path, str]]:
     """Every model on every domain, as a table of colors."""
     from matplotlib.figure import Figure
 
+    from longstream.train.curves import write_title
     from longstream.train.rundir import written_beside
 
     done = [result for result in results if result.status == "done"]
@@ -109,7 +110,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[tuple[Path, str]]:
         return []
     means = [[summarize(cell).mean for cell in row] for row in cells]
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-    figure.suptitle("Bits per byte of each model on each domain", x=0.01, ha="left", fontsize=11, fontweight="bold")
+    write_title(figure, "Bits per byte of each model on each domain")
     axes = figure.subplots()
     image = axes.imshow(means, cmap="viridis_r", vmin=0, vmax=12)
     figure.colorbar(image, ax=axes, label="bits per byte")

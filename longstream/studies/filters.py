@@ -29,7 +29,7 @@ ORDERS = (4, 8, 16, 32)  # modes
 VALUES = (1, 2, 4, 8, 16, 32, 64)  # singular values that are kept
 ENOUGH = 0.01  # of the largest one: what stands behind may be left out
 SIZES: dict[Scale, dict[str, Any]] = {
-    "small": {"width": 64, "layers": 2, "mlp": 160, "steps": 200, "rate": 5e-3, "minutes": 0.28},
+    "small": {"width": 64, "layers": 2, "mlp": 160, "steps": 300, "rate": 5e-3, "minutes": 0.28},
     "medium": {"width": 256, "layers": 6, "mlp": 512, "steps": 10_000, "rate": 1e-3, "minutes": 700.0},
 }
 

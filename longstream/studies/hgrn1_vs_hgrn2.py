@@ -42,11 +42,14 @@ IMAGE_TASK: dict[Scale, Ladder] = {
     "small": Ladder("pixels:source=mnist5k,side=14,levels=16"),
     "medium": Ladder("pixels:source=mnist5k,levels=64"),
 }
-RATES = {"small": (2e-3, 6e-3), "medium": (5e-4, 1e-3, 2e-3)}
+RATES: dict[Scale, dict[str, tuple[float, ...]]] = {
+    "small": {TEXT: (2e-3, 4e-3), REMEMBER: (5e-3, 1e-2), IMAGES: (2e-3, 6e-3)},
+    "medium": dict.fromkeys((TEXT, REMEMBER, IMAGES), (5e-4, 1e-3, 2e-3)),
+}
 # Steps and minutes of a run on one core; of recall and images also the shape of HGRN2 n=32, which all are as large as.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        TEXT: (220, 0.6, {}),
+        TEXT: (450, 0.75, {}),
         REMEMBER: (400, 0.5, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
         IMAGES: (220, 0.45, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
     },
@@ -72,7 +75,7 @@ def variants(scale: Scale) -> tuple[Variant, ...]:
                 settings = on_recall(scale, steps, {**shape, **kind}, first)
             else:
                 settings = on_tokens(IMAGE_TASK[scale], steps, 16, {**shape, **kind}, first)
-            found.append(Variant(group=group, name=name, settings=settings, rates=RATES[scale], minutes=minutes))
+            found.append(Variant(group=group, name=name, settings=settings, rates=RATES[scale][group], minutes=minutes))
     return tuple(found)
 
 

@@ -49,13 +49,13 @@ MODELS: dict[str, dict[str, Any]] = {
 # Rates; of text and recall: shape, steps, minutes of a run on one core; what positions in the context are told apart.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        "rates": (2e-3, 5e-3),
-        TEXT: ({"hidden_size": 96, "num_hidden_layers": 4}, 240, 0.75),
+        "rates": {TEXT: (2e-3, 4e-3), REMEMBER: (5e-3, 1e-2)},
+        TEXT: ({"hidden_size": 96, "num_hidden_layers": 4}, 450, 0.9),
         REMEMBER: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}, 400, 0.7),
         "edges": (16, 64, 256),
     },
     "medium": {
-        "rates": (5e-4, 1e-3, 2e-3),
+        "rates": dict.fromkeys((TEXT, REMEMBER), (5e-4, 1e-3, 2e-3)),
         TEXT: ({"hidden_size": 384, "num_hidden_layers": 8}, 20_000, 900.0),
         REMEMBER: ({"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384}, 20_000, 600.0),
         "edges": (16, 64, 256, 1024),
@@ -76,7 +76,9 @@ def variants(scale: Scale) -> tuple[Variant, ...]:
                 settings = on_text(kind["model.name"], scale, steps, {**shape, **kind})
             else:
                 settings = on_recall(scale, steps, {**shape, **kind}, {**shape, **MODELS[HGRN2]})
-            found.append(Variant(group=group, name=name, settings=settings, rates=size["rates"], minutes=minutes))
+            found.append(
+                Variant(group=group, name=name, settings=settings, rates=size["rates"][group], minutes=minutes)
+            )
     return tuple(found)
 
 

@@ -28,7 +28,7 @@ CURRICULUM = {"data.generator_start": "num_tokens=1,delay=8", "data.ramp_ratio":
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
         "rates": (2e-3, 6e-3),
-        TEXT: ({"hidden_size": 80, "num_hidden_layers": 4}, 450, 1.0),
+        TEXT: ({"hidden_size": 80, "num_hidden_layers": 4}, 450, 0.6),
         COPY: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96}, 500, 0.7),
     },
     "medium": {

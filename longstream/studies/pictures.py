@@ -8,7 +8,7 @@ from typing import Any
 
 from longstream.studies.statistics import Summary, summarize_results
 from longstream.studies.study import Metric, Picture, Result, half_of
-from longstream.train.curves import COLORS, short
+from longstream.train.curves import COLORS, short, write_title
 from longstream.train.rundir import written_beside
 
 Runs = Mapping[tuple[str, str], Sequence[Result]]  # of each (group, variant), with the choice that counts
@@ -29,7 +29,7 @@ def draw_picture(picture: Picture, metric: Metric, runs: Runs, alone: Alone, pat
     most = max(len(of) for of in found.values())
     height = HEIGHT if lines else max(2.2, 1.3 + ROW * most)
     figure = Figure(figsize=(WIDTH * panels, height), layout="constrained")  # no pyplot: no global state, no display
-    figure.suptitle(picture.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    write_title(figure, picture.title)
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     if lines:
         _draw_lines(axes[0], picture, metric, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from longstream.train.rundir import written_beside
 
 # Of Okabe and Ito, who made them to be told apart by everybody.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#8C564B")
+TITLE_LETTERS = 11  # of a title, on an inch
 Points = list[tuple[float, float]]
 
 
@@ -33,6 +35,12 @@ class Panel(NamedTuple):
     log_y: int = 0
 
 
+def write_title(figure: Any, title: str) -> None:
+    """At the top left, on as many lines as the figure's width asks for."""
+    lines = textwrap.fill(title, int(TITLE_LETTERS * figure.get_figwidth()))
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=11, fontweight="bold")
+
+
 def draw_panels(path: Path, title: str, panels: Sequence[Panel], names: Sequence[str]) -> bool:
     """Write a picture; False, and no file, where there is nothing to draw. ``names`` decide the colors."""
     from matplotlib.figure import Figure
@@ -41,7 +49,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], names: Sequence
     if not panels:
         return False
     figure = Figure(figsize=(6.4 * len(panels), 4.4), layout="constrained")  # no pyplot: no global state, no display
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    write_title(figure, title)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for line in panel.lines:
             _draw(axes, line, COLORS[list(names).index(line.name) % len(COLORS)])
