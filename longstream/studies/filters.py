@@ -8,7 +8,7 @@ from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
 from longstream.studies.difficulty import RECALL_START, tokens_settings
-from longstream.studies.language import LANGUAGE
+from longstream.studies.language import LANGUAGE, SHORT
 from longstream.studies.measures import ACCURACY, BITS, PARAMETERS, load
 from longstream.studies.study import Claim, Metric, Picture, Plan, Published, Result, Run, Scale, Study
 from longstream.studies.variants import CURRICULUM, RECALL
@@ -59,7 +59,7 @@ def _width(mixer: Sequence[str]) -> float | None:
 def _settings(plan: Plan, group: str, mixer: tuple[str, ...]) -> dict[str, Any]:
     size = SIZES[plan.scale]
     recall = {**tokens_settings(RECALL[plan.scale], train__batch_size=32), **RECALL_START, **CURRICULUM}
-    task = LANGUAGE if group == TEXT else recall
+    task = {**LANGUAGE, **SHORT[plan.scale]} if group == TEXT else recall
     return {
         **task,
         "model.name": "hyena",

@@ -21,9 +21,9 @@ LANGUAGE: dict[str, Any] = {
     "train.keep": 1,
     "train.sample_tokens": 0,
 }
-# Runs of the small scale are short, so they make many small steps, from weights drawn about as 1 / sqrt(width): with the
-# usual 0.02 hundreds of steps go by before heads of 32 and more tell their keys apart. HGRN2 of n = 32 after as many
-# bytes: 3.04 bits per byte with batches of 8 and 0.02, 2.54 with 0.1, 2.37 with batches of 4, too.
+# Runs of the small scale are short, so they make many small steps, from weights drawn about as 1 / sqrt(width): with
+# the usual 0.02 hundreds of steps go by before heads of 32 and more tell their keys apart. HGRN2 of n = 32 after as
+# many bytes: 3.04 bits per byte with batches of 8 and 0.02, 2.54 with 0.1, 2.37 with batches of 4, too.
 SHORT: dict[Scale, dict[str, Any]] = {
     "small": {"train.batch_size": 4, "model.block_options": ("initializer_range=0.1",)},
     "medium": {"data.seq_len": 1024, "data.validation_bytes": 500_000},
