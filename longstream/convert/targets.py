@@ -59,6 +59,8 @@ def _fla_config(source: Checkpoint) -> Any:
         raise ValueError(
             f"convert: --to fla needs layers of HGRN or HGRN2, alike, and perhaps of attention, got {kinds}"
         )
+    if model.mlp != "swiglu":
+        raise ValueError(f"convert: --to fla needs the MLP 'swiglu', which all of its layers have, got {model.mlp!r}")
     (mixer,) = gated
     options: dict[str, Any] = {
         "vocab_size": model.padded_vocab_size,  # which is part of the vocabulary there

@@ -43,12 +43,6 @@ class LayerRank:
         """The part of the largest rank that the median head uses at the end, in [0, 1]."""
         return float(self.ranks[-1].median()) / self.most
 
-    @property
-    def growth(self) -> float:
-        """How many times larger the state is at the end than half way."""
-        half = self.sizes[int(np.searchsorted(self.after, self.after[-1] / 2))]
-        return self.sizes[-1] / half if half > 0 else 1.0
-
     def as_json(self) -> dict[str, Any]:
         """Plain numbers, ranks to five digits."""
         ranks = [[float(f"{rank:.5g}") for rank in row] for row in self.ranks.tolist()]

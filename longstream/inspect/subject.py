@@ -183,14 +183,12 @@ def _read_text(path: str, settings: Settings | None, files: Sequence[str], lengt
 
 def _read_token_task(path: str, generator: str, length: int, count: int) -> tuple[Any, Examples, str, float]:
     from longstream.tasks import make_task
+    from longstream.train.evaluate_tokens import check_readable
 
     model = load_model(path)
     _refuse_others(path, model)
     task = make_task(generator)
-    if task.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"inspect: {generator} has {task.vocab_size:,} tokens, the model {model.config.vocab_size:,}: give another"
-        )
+    check_readable(model, task, who="inspect")
     if length:
         raise ValueError(f"inspect: length must be 0 for a token task, which has {task.length:,} tokens, got {length}")
     size = task.size("test")

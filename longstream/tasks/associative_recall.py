@@ -62,7 +62,12 @@ class AssociativeRecall(GeneratedTask):
 
     @property
     def chance(self) -> float:
-        return 1 / (self.vocabulary - 2 - self._keys)
+        values = self.vocabulary - 2 - self._keys
+        if not self.absent:
+            return 1 / values
+        pairs = self.seq_len // (self.key_len + 1) - 1
+        absent = (1 - self._keys**-self.key_len) ** pairs  # that none of so many keys is the one asked for
+        return max(absent, (1 - absent) / values)
 
     def _rows(self, rng: np.random.Generator, rows: int, split: Split) -> tuple[np.ndarray, np.ndarray]:
         pairs = self.seq_len // (self.key_len + 1) - 1

@@ -65,7 +65,7 @@ def evaluate_tokens(args: argparse.Namespace, changes: dict[str, Any], generator
     ]
 
 
-def check_readable(model: Any, task: TokenTask) -> list[str]:
+def check_readable(model: Any, task: TokenTask, who: str = "evaluate") -> list[str]:
     """What has to be said of a model that reads a task.
 
     Raises:
@@ -73,7 +73,7 @@ def check_readable(model: Any, task: TokenTask) -> list[str]:
     """
     if task.vocab_size != model.config.vocab_size:
         raise ValueError(
-            f"evaluate: --generator must be of the model's {model.config.vocab_size:,} tokens, got {task.describe()}"
+            f"{who}: --generator must be of the model's {model.config.vocab_size:,} tokens, got {task.describe()}"
             f" of {task.vocab_size:,}"
         )
     limit = context_limit(model)
@@ -82,6 +82,6 @@ def check_readable(model: Any, task: TokenTask) -> list[str]:
     if model.config.model_type == "llama":  # rotary positions go on
         return [f"the examples are longer than the {limit:,} tokens that the model was trained on"]
     raise ValueError(
-        f"evaluate: --generator must be of at most the {limit:,} tokens that this model takes, got {task.describe()} of"
+        f"{who}: --generator must be of at most the {limit:,} tokens that this model takes, got {task.describe()} of"
         f" {task.length:,}; train with a larger --max-seq-len"
     )
