@@ -46,8 +46,8 @@ LADDERS: dict[str, Ladder] = {
 # Of MQAR: width, batch, steps, rates. Of the others: width, tokens a step, steps. Minutes are of a run, on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        "mqar": {"width": 128, "mlp": 128, "batch": 32, "steps": 1400, "rates": (2e-3, 4e-3), "minutes": 2.5},
-        "others": {"width": 64, "mlp": 256, "tokens": 2048, "steps": 120, "rate": 5e-3, "minutes": 0.14},
+        "mqar": {"width": 128, "mlp": 128, "batch": 32, "steps": 900, "rates": (4e-3, 8e-3), "minutes": 1.7},
+        "others": {"width": 64, "mlp": 256, "tokens": 2048, "steps": 200, "rate": 8e-3, "minutes": 0.22},
     },
     "medium": {
         "mqar": {

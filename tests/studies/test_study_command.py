@@ -47,6 +47,12 @@ def test_bad_input_is_refused_in_a_line(words: list[str], error: str, capsys: py
     assert len(said.splitlines()) == 1
 
 
+def test_a_full_pass_takes_four_hours_at_most():
+    minutes = [registry.load_study(module).minutes["small"] for module in registry.STUDIES.values()]
+    assert max(minutes) <= 30
+    assert sum(minutes) <= 240
+
+
 def test_all_studies_are_listed(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["study", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -14,7 +14,7 @@ from longstream.studies.machine import machine
 from longstream.studies.report import cell, write_report
 from longstream.studies.results import Asked, Outcome, StudyFolder
 from longstream.studies.statistics import Summary, summarize
-from longstream.studies.study import Metric, Plan, Result, Run
+from longstream.studies.study import Metric, Plan, Result, Run, half_of
 from longstream.studies.summary import write_summary
 from tests.browser import open_page
 from tests.studies.tiny_study import STUDY
@@ -48,6 +48,8 @@ def usual() -> list[Result]:
         ([0.50003, 0.50001, 0.49999], 0, "0.5000 ± 0.0000"),  # no more digits than the metric's
         ([1.234567], 0, "1.2346"),
         ([2.0, 2.0], 0, "2.0000"),
+        ([3.056, 3.056, math.nextafter(3.056, 4)], 0, "3.0560"),
+        ([-1.5], 0, "−1.5000"),
         ([1000.0, 1400.0], 1, "1,200 ± 2541 (2 of 3; 1 diverged)"),
         ([], 2, "2 diverged"),
     ],
@@ -73,6 +75,24 @@ def test_the_tables_say_what_was_measured(tmp_path: Path):
     low, mean, high = (float(good[f"bits_per_byte {part}"]) for part in ("low", "mean", "high"))
     assert (low, mean, high) == pytest.approx((found.low, found.mean, found.high))
     assert good["size mean"] == ""
+
+
+def test_figures_of_their_own_kind(tmp_path: Path):
+    """Times with their interval over rounds, what is published with ours beside it, and what runs were made with."""
+    alone = {("language", "n=2"): {"size": 123.0, half_of("size"): 4.0}, ("language", "n=16"): {"size": 100.0}}
+    made = [replace(r, made={"torch": f"2.{r.run.seed // 2}", "sha256": str(r.run.seed)}) for r in usual()]
+    found = outcome(tmp_path, made, alone=alone)
+    found.folder.write_alone([], alone, {**machine(), "cpu": "a quick one"})
+    beside = replace(STUDY.published[0], ours=(("language", "n=2", "size"), ("language", "n=16", "bits_per_byte")))
+    found.study = replace(found.study, published=(beside,))
+    write_report(found)
+    text = (tmp_path / "results.md").read_text()
+    assert "| n=2 | 1.990 ± 0.025 | 123 ± 4 |" in text
+    assert "| a book | n=2 (language), bytes: 123 ± 4; n=16 (language), bits per byte: 1.490 ± 0.025 |" in text
+    assert "Speed and memory were measured on: a quick one" in text
+    assert "more than one version, which may differ in their digits: torch 2.0; torch 2.1." in text
+    row = next(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert (row["size low"], row["size high"]) == ("119.0", "127.0")
 
 
 def test_verdicts_stand_first_with_difference_interval_and_n(tmp_path: Path):

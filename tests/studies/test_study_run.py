@@ -62,6 +62,7 @@ def test_a_study_leaves_all_that_it_promises(whole: Path):
         assert line["measured"]["parameters"] > 1000
         assert line["measured"]["state"] == 16 * line["settings"]["model.expand_ratio"]
         assert line["settings"]["data.files"] == ["text.txt"]  # no path of this machine
+        assert set(line["made"]) == {"longstream", "torch", "kernels", "sha256", "validation_sha256"}
     said = json.loads((whole / "study.json").read_text())
     assert said["seeds"] == [0, 1, 2]
     assert said["sessions"][0]["versions"]["torch"]
@@ -234,6 +235,28 @@ def test_a_run_that_fails_stops_the_study_and_is_named(data: Path, tmp_path: Pat
     ):
         run_study(MODULE, study, Plan(data=data), tmp_path / "tiny")
     assert len(POOLS[-1].trained) == 1
+
+
+def test_a_report_is_there_where_speed_could_not_be_measured(data: Path, whole: Path, tmp_path: Path):
+    shutil.copytree(whole, tmp_path / "tiny")
+    (tmp_path / "tiny" / "alone.json").unlink()
+    (tmp_path / "tiny" / "results.md").unlink()
+    study = replace(STUDY, alone=lambda plan, folder: {("language", "n=2"): {"size": 1 / 0}})
+    with pytest.raises(ValueError, match=r"study tiny: speed and memory could not be measured: division by zero"):
+        run_study(MODULE, study, Plan(data=data), tmp_path / "tiny")
+    text = (tmp_path / "tiny" / "results.md").read_text()
+    assert "a bigger state is better" in text
+    assert "bytes" not in text
+
+
+def test_what_is_measured_afterwards_takes_its_part_of_a_budget():
+    study = replace(STUDY, fixed={"small": 0.5})
+    assert make_plan(study, "small", 3, 2.0, Path("d")).factor == 1.0
+    assert make_plan(study, "small", 3, 3.5, Path("d")).factor == 2.0
+    nothing = replace(study, runs=lambda plan, done: [])
+    assert make_plan(nothing, "small", 3, 2.5, None).factor == 1.0
+    with pytest.raises(ValueError, match="--budget must be at least 2 minutes"):
+        make_plan(nothing, "small", 3, 1.9, None)
 
 
 def test_a_budget_scales_steps_by_what_was_asked():

@@ -127,6 +127,17 @@ def test_a_claim_without_another_side_is_about_the_metric_itself():
     assert answer(alone, True, {}).why == "no seed has both sides"
 
 
+def test_not_to_be_behind_what_has_learned_nothing_says_nothing():
+    close = replace(claim(least=-0.1), metric="accuracy", above=0.2)
+    learned, guessed = [0.8, 0.82, 0.79], [0.14, 0.13, 0.15]
+    for values, verdict, why in ((learned, SUPPORTED, ""), (guessed, NOT_RESOLVED, "b itself is not clear of chance")):
+        runs = {
+            ("g", v): [replace(r, measured={"accuracy": r.measured["loss"]}) for r in results(v, values)] for v in "ab"
+        }
+        found = answer(close, True, runs)
+        assert (found.verdict, found.why) == (verdict, why)
+
+
 def test_equal_differences_have_no_p():
     assert p_value(summarize([0.5, 0.5])) is None
     assert answer_of([1.0, 1.0], [1.5, 1.5]).verdict == SUPPORTED
