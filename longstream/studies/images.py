@@ -27,13 +27,24 @@ MODELS: dict[str, dict[str, Any]] = {
 # Width, layers, width of sequential HGRN2's MLP, images a step, steps, rates; minutes of a run on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        **{"width": 64, "layers": 3, "mlp": 192, "batch": 50, "steps": 220},
+        **{"width": 64, "layers": 3, "mlp": 192, "batch": 10, "steps": 700},
         **{"rates": (2e-3, 6e-3), "minutes": 0.6},
     },
     "medium": {
         **{"width": 192, "layers": 8, "mlp": 512, "batch": 100, "steps": 8000},
         **{"rates": (5e-4, 1e-3, 2e-3), "minutes": 400.0},
     },
+}
+
+
+# Small runs are short, so weights are drawn as 1 / sqrt(width), twice the usual: HGRN2 with four scans has 63 % where
+# it has 44 % without. And gates remember two or three rows of patches from the start, not two patches: HGRN2 with one
+# scan has 79 % where it has 66 %.
+_RECURRENT = {"model.block_options": ("initializer_range=0.125", "memory=20"), "model.mixer_options": ("bias=true",)}
+START: dict[str, dict[str, Any]] = {
+    "hgrn2": _RECURRENT,
+    "hgrn": _RECURRENT,
+    "vit": {"model.block_options": ("initializer_range=0.125",)},
 }
 
 
@@ -62,6 +73,9 @@ def _settings(
 ) -> dict[str, Any]:
     shape = {"model.hidden_size": size["width"], "model.num_hidden_layers": size["layers"]}
     first = {**shape, "model.name": "hgrn2", "model.intermediate_size": size["mlp"]}
+    if plan.scale == "small":
+        first |= START["hgrn2"]
+        model = {**model, **START[model["model.name"]]}
     middle = _middle(tuple(sorted({**shape, **model}.items())), _parameters(tuple(sorted(first.items()))))
     return {
         **shape,
@@ -201,5 +215,6 @@ STUDY = Study(
         "7 x 7 patches of 4 x 4 pixels; one scan goes through them in reading order; the last vectors are averaged.",
         TUNED,
         "Parameters are equal within 2 % by the width of the MLP. ViT: transformers' blocks with learned positions.",
+        "Weights are drawn with standard deviation 0.125, and forget gates begin with a memory of 20 patches.",
     ),
 )

@@ -46,7 +46,7 @@ def block_fields(settings: ModelSettings) -> dict[str, Any]:
 
 
 def baseline_fields(settings: ModelSettings) -> dict[str, Any]:
-    """The one option that a model of transformers has, ``initializer_range``, by field of its configuration.
+    """The one option that baselines have, ``initializer_range``, by field of their configuration.
 
     Raises:
         ValueError: any other is asked for.
@@ -71,11 +71,10 @@ def frame_options(settings: ModelSettings) -> dict[str, Any]:
         if settings.lower_bound != "learned":
             is_none = settings.lower_bound == "none"
             found |= {"lower_bound": None} if is_none else {"lower_bound_mode": settings.lower_bound}
-    elif asked := settings.mixer_options or settings.block_options:
-        raise ValueError(f"ModelSettings: --mixer and --block must be left out for {settings.name}, got {asked[0]!r}")
-    elif settings.mlp != "swiglu":
+        return found
+    if settings.mlp != "swiglu":
         raise ValueError(f"ModelSettings.mlp must be left out for {settings.name} of frames, got {settings.mlp!r}")
-    return found
+    return baseline_fields(settings)
 
 
 def _read(

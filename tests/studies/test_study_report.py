@@ -82,7 +82,7 @@ def test_figures_of_their_own_kind(tmp_path: Path):
     alone = {("language", "n=2"): {"size": 123.0, half_of("size"): 4.0}, ("language", "n=16"): {"size": 100.0}}
     made = [replace(r, made={"torch": f"2.{r.run.seed // 2}", "sha256": str(r.run.seed)}) for r in usual()]
     found = outcome(tmp_path, made, alone=alone)
-    found.folder.write_alone([], alone, {**machine(), "cpu": "a quick one"})
+    found.folder.write_alone([], alone, {**machine(), "processor": "a quick one"})
     beside = replace(STUDY.published[0], ours=(("language", "n=2", "size"), ("language", "n=16", "bits_per_byte")))
     found.study = replace(found.study, published=(beside,))
     write_report(found)
