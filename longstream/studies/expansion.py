@@ -51,7 +51,7 @@ def _small() -> list[Variant]:
     found = []
     for n in NARROW:
         text = on_text("hgrn2", "small", 400, _shape(128, 2, n))
-        found.append(_variant(LANGUAGE_128, n, text, (2e-3, 4e-3), 0.5 * MINUTES.get(n, 1.0)))
+        found.append(_variant(LANGUAGE_128, n, text, (4e-3, 8e-3), 0.5 * MINUTES.get(n, 1.0)))
     for n in WIDE:  # one layer: the same cost as eight of 128
         text = {**LANGUAGE, **_shape(512, 1, n, intermediate_size=256), "train.steps": 400, "train.batch_size": 2}
         text["model.block_options"] = ("initializer_range=0.05",)

@@ -42,8 +42,10 @@ IMAGE_TASK: dict[Scale, Ladder] = {
     "small": Ladder("pixels:source=mnist5k,side=14,levels=16"),
     "medium": Ladder("pixels:source=mnist5k,levels=64"),
 }
+# Small runs are short: weights are drawn as 1 / sqrt(width).
+SHORT_IMAGES = {"model.block_options": ("initializer_range=0.125",)}
 RATES: dict[Scale, dict[str, tuple[float, ...]]] = {
-    "small": {TEXT: (2e-3, 4e-3), REMEMBER: (5e-3, 1e-2), IMAGES: (2e-3, 6e-3)},
+    "small": {TEXT: (4e-3, 8e-3), REMEMBER: (5e-3, 1e-2), IMAGES: (2e-3, 6e-3)},
     "medium": dict.fromkeys((TEXT, REMEMBER, IMAGES), (5e-4, 1e-3, 2e-3)),
 }
 # Steps and minutes of a run on one core; of recall and images also the shape of HGRN2 n=32, which all are as large as.
@@ -74,7 +76,8 @@ def variants(scale: Scale) -> tuple[Variant, ...]:
             elif group == REMEMBER:
                 settings = on_recall(scale, steps, {**shape, **kind}, first)
             else:
-                settings = on_tokens(IMAGE_TASK[scale], steps, 16, {**shape, **kind}, first)
+                start = SHORT_IMAGES if scale == "small" else {}
+                settings = on_tokens(IMAGE_TASK[scale], steps, 16, {**shape, **kind, **start}, first)
             found.append(Variant(group=group, name=name, settings=settings, rates=RATES[scale][group], minutes=minutes))
     return tuple(found)
 

@@ -49,7 +49,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # Rates; of text and recall: shape, steps, minutes of a run on one core; what positions in the context are told apart.
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
-        "rates": {TEXT: (2e-3, 4e-3), REMEMBER: (5e-3, 1e-2)},
+        "rates": {TEXT: (4e-3, 8e-3), REMEMBER: (5e-3, 1e-2)},
         TEXT: ({"hidden_size": 96, "num_hidden_layers": 4}, 450, 0.9),
         REMEMBER: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}, 400, 0.7),
         "edges": (16, 64, 256),

@@ -24,7 +24,7 @@ MODELS = {
     "Mamba": {"model.name": "mamba"},
     "Mamba2": {"model.name": "mamba2"},
 }
-RATES: dict[Scale, tuple[float, ...]] = {"small": (2e-3, 6e-3), "medium": (5e-4, 1e-3, 2e-3)}
+RATES: dict[Scale, tuple[float, ...]] = {"small": (3e-3, 8e-3), "medium": (5e-4, 1e-3, 2e-3)}
 STEPS: dict[Scale, int] = {"small": 400, "medium": 20_000}
 # Of a run, on one core: transformers' Mamba and Mamba-2 are slow there.
 MINUTES: dict[Scale, dict[str, float]] = {
