@@ -9,7 +9,7 @@ from typing import Any
 
 from longstream.studies.language import LANGUAGE
 from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
-from longstream.studies.study import Claim, Picture, Plan, Published, Result, Run, Scale, Study
+from longstream.studies.study import Claim, Plan, Published, Result, Run, Scale, Study, pictures_over
 from longstream.studies.variants import (
     CHOOSE,
     ONE_RATE,
@@ -163,39 +163,12 @@ STUDY = Study(
         ),
     ),
     minutes={"small": 28.0, "medium": 30_000.0},
-    pictures=(
-        Picture(
-            name="language",
-            title="Text by state size",
-            metric="bits_per_byte",
-            groups=(LANGUAGE_128, LANGUAGE_512),
-            x="n, numbers of state a channel",
-            log_x=2,
-        ),
-        Picture(
-            name="recall",
-            title="Recall by state size",
-            metric="accuracy",
-            groups=(RECALL_128,),
-            x="n, numbers of state a channel",
-            log_x=2,
-        ),
-        Picture(
-            name="training_time",
-            title="What it costs to train",
-            metric="training_us",
-            groups=(LANGUAGE_128, LANGUAGE_512),
-            x="n, numbers of state a channel",
-            log_x=2,
-        ),
-        Picture(
-            name="decoding_time",
-            title="What it costs to decode",
-            metric="decoding_us",
-            groups=(LANGUAGE_128, LANGUAGE_512),
-            x="n, numbers of state a channel",
-            log_x=2,
-        ),
+    pictures=pictures_over(
+        "n, numbers of state a channel",
+        ("language", "Text by state size", "bits_per_byte", (LANGUAGE_128, LANGUAGE_512)),
+        ("recall", "Recall by state size", "accuracy", (RECALL_128,)),
+        ("training_time", "What it costs to train", "training_us", (LANGUAGE_128, LANGUAGE_512)),
+        ("decoding_time", "What it costs to decode", "decoding_us", (LANGUAGE_128, LANGUAGE_512)),
     ),
     published=(
         Published(

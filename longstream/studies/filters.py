@@ -10,7 +10,7 @@ from longstream.studies.curves import CurvePanel, draw_curves
 from longstream.studies.difficulty import RECALL_START, tokens_settings
 from longstream.studies.language import LANGUAGE, SHORT
 from longstream.studies.measures import ACCURACY, BITS, PARAMETERS, load
-from longstream.studies.study import Claim, Metric, Picture, Plan, Published, Result, Run, Scale, Study
+from longstream.studies.study import Claim, Metric, Plan, Published, Result, Run, Scale, Study, pictures_over
 from longstream.studies.variants import CURRICULUM, RECALL
 
 TEXT, RECALLED = "language", "recall"
@@ -181,17 +181,11 @@ STUDY = Study(
     ),
     claims=_claims(),
     minutes={"small": 14.0, "medium": 30_000.0},
-    pictures=(
-        Picture(
-            name="width",
-            title="Positional features, on text",
-            metric="bits_per_byte",
-            groups=(TEXT,),
-            x="features",
-            log_x=2,
-        ),
-        Picture(name="recall", title="Recall", metric="accuracy", groups=(RECALLED,), x="features", log_x=2),
-        Picture(name="needed", title="Modes needed", metric="modes", groups=(TEXT,), x="features", log_x=2),
+    pictures=pictures_over(
+        "features",
+        ("width", "Positional features, on text", "bits_per_byte", (TEXT,)),
+        ("recall", "Recall", "accuracy", (RECALLED,)),
+        ("needed", "Modes needed", "modes", (TEXT,)),
     ),
     published=(
         Published(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longstream.studies.language import of_size
 from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
-from longstream.studies.study import Claim, Picture, Plan, Published, Result, Run, Scale, Study
+from longstream.studies.study import Claim, Plan, Published, Result, Run, Scale, Study, pictures_over
 from longstream.studies.variants import (
     CHOOSE,
     ONE_RATE,
@@ -105,25 +105,12 @@ STUDY = Study(
         ),
     ),
     minutes={"small": 10.0, "medium": 10_000.0},
-    pictures=(
-        Picture(name="language", title="Text by heads", metric="bits_per_byte", groups=(TEXT,), x="heads H", log_x=2),
-        Picture(name="recall", title="Recall by heads", metric="accuracy", groups=(REMEMBER,), x="heads H", log_x=2),
-        Picture(
-            name="training_time",
-            title="What heads save in training",
-            metric="training_us",
-            groups=(TEXT, REMEMBER),
-            x="heads H",
-            log_x=2,
-        ),
-        Picture(
-            name="state",
-            title="What heads save in memory",
-            metric="state_kib",
-            groups=(TEXT, REMEMBER),
-            x="heads H",
-            log_x=2,
-        ),
+    pictures=pictures_over(
+        "heads H",
+        ("language", "Text by heads", "bits_per_byte", (TEXT,)),
+        ("recall", "Recall by heads", "accuracy", (REMEMBER,)),
+        ("training_time", "What heads save in training", "training_us", (TEXT, REMEMBER)),
+        ("state", "What heads save in memory", "state_kib", (TEXT, REMEMBER)),
     ),
     published=(
         Published(

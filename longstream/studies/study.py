@@ -141,6 +141,14 @@ class Picture:
     log_x: int = 0  # base of a logarithmic axis; 0 is linear
 
 
+def pictures_over(x: str, *pictures: tuple[str, str, str, tuple[str, ...]]) -> tuple[Picture, ...]:
+    """Several by (name, title, metric, groups), over the same axis of doublings."""
+    return tuple(
+        Picture(name=name, title=title, metric=metric, groups=groups, x=x, log_x=2)
+        for name, title, metric, groups in pictures
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A question and how it is answered.
