@@ -55,10 +55,10 @@ def _small() -> list[Variant]:
     for n in WIDE:  # one layer: the same cost as eight of 128
         text = {**LANGUAGE, **_shape(512, 1, n, intermediate_size=256), "train.steps": 400, "train.batch_size": 2}
         text["model.block_options"] = ("initializer_range=0.05",)
-        found.append(_variant(LANGUAGE_512, n, text, (1e-3, 3e-3), 0.9))
+        found.append(_variant(LANGUAGE_512, n, text, (5e-4, 1e-3, 2e-3), 1.0))
     for n in NARROW:
-        task = on_recall("small", 320, _shape(128, 2, n, intermediate_size=128))
-        found.append(_variant(RECALL_128, n, task, (5e-3, 1e-2), 0.8 * MINUTES.get(n, 1.0)))
+        task = on_recall("small", 500, _shape(128, 2, n, intermediate_size=128))
+        found.append(_variant(RECALL_128, n, task, (5e-3, 1e-2), 1.0 * MINUTES.get(n, 1.0)))
     return found
 
 

@@ -52,7 +52,7 @@ RATES: dict[Scale, dict[str, tuple[float, ...]]] = {
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
         TEXT: (450, 0.75, {}),
-        REMEMBER: (400, 0.5, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
+        REMEMBER: (600, 1.0, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
         IMAGES: (220, 0.45, {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 192}),
     },
     "medium": {
