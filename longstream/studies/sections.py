@@ -61,7 +61,9 @@ def make_page(title: str, question: str, sections: Sequence[Section]) -> Page:
         for text in section.texts:
             page.text(text)
         for verdict in section.verdicts:
-            page.text(verdict, "verdict")
+            word, mark, rest = verdict.partition(":")
+            kind = word.split()[0].lower()  # supported, contradicted, or not
+            page.text(mark + rest, f"verdict {kind}", lead=word)
         for path, caption in section.pictures:
             page.picture(path, caption)
         for table in section.tables:

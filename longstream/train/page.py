@@ -16,12 +16,17 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top:
 p { max-width: 52rem; } .note { opacity: .75; font-size: .92rem; }
 figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 figcaption { font-size: .92rem; opacity: .8; max-width: 52rem; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.table { overflow-x: auto; margin: 1.2rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td.words { text-align: left; white-space: normal; min-width: 15rem; }
 th:first-child, td:first-child { text-align: left; } tbody tr:hover { background: var(--soft); }
-.verdict { border-left: 4px solid var(--accent); padding: .2rem .9rem; margin: .8rem 0; }
+.verdict { border-left: 4px solid #8888; padding: .2rem .9rem; margin: .8rem 0; }
+.supported { border-color: #009e73; } .contradicted { border-color: #d55e00; }
 code { background: var(--soft); padding: .1rem .3rem; border-radius: 4px; }
 """
+
+
+WORDS = 40  # letters; a table's cell with more is text, and has lines
 
 
 class Page:
@@ -36,9 +41,10 @@ class Page:
         self._body.append(f"<h2>{html.escape(title)}</h2>")
         return self
 
-    def text(self, text: str, kind: str = "") -> Page:
-        """A paragraph; ``kind`` is "", "note" or "verdict"."""
-        self._body.append(f'<p class="{kind}">{html.escape(text)}</p>' if kind else f"<p>{html.escape(text)}</p>")
+    def text(self, text: str, kind: str = "", lead: str = "") -> Page:
+        """A paragraph; ``kind`` is "", "note" or "verdict" and which, and ``lead`` stands in front of it in bold."""
+        words = (f"<strong>{html.escape(lead)}</strong>" if lead else "") + html.escape(text)
+        self._body.append(f'<p class="{kind}">{words}</p>' if kind else f"<p>{words}</p>")
         return self
 
     def code(self, text: str) -> Page:
@@ -47,9 +53,9 @@ class Page:
         return self
 
     def table(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Page:
-        """A table; the first column is text, the others are numbers."""
+        """A table; the first column is text, the others are numbers, or text where a cell is long."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
-        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        lines = ("".join(map(_cell, row)) for row in rows)
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         self._body.append(
             f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -76,3 +82,8 @@ class Page:
             f"<body>\n{body}\n</body></html>\n",
         )
         return path
+
+
+def _cell(text: str) -> str:
+    kind = ' class="words"' if len(text) > WORDS else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
