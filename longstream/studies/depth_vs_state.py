@@ -40,7 +40,7 @@ COST: dict[Scale, dict[tuple[int, int], float]] = {
 }
 # Of text at equal parameters, and of what COST calls 1; of recall; rates; minutes of a run on one core.
 SIZES: dict[Scale, dict[str, Any]] = {
-    "small": {"steps": 400, "minutes": 0.55, "rates": (4e-3, 8e-3), "recall": 500, "short": 0.8},
+    "small": {"steps": 400, "minutes": 0.7, "rates": (4e-3, 8e-3), "recall": 500, "short": 0.6},
     "medium": {"steps": 20_000, "minutes": 900.0, "rates": (5e-4, 2e-3), "recall": 20_000, "short": 400.0},
 }
 

@@ -51,7 +51,7 @@ SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
         "rates": {TEXT: (4e-3, 8e-3), REMEMBER: (5e-3, 1e-2)},
         TEXT: ({"hidden_size": 96, "num_hidden_layers": 4}, 450, 0.9),
-        REMEMBER: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}, 600, 1.0),
+        REMEMBER: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 128}, 600, 0.8),
         "edges": (16, 64, 256),
     },
     "medium": {

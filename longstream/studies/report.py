@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.machine import machine_texts
-from longstream.studies.pictures import draw_picture, figure_of
+from longstream.studies.pictures import Runs, draw_picture, figure_of
 from longstream.studies.results import Outcome
 from longstream.studies.sections import Section, Table, make_page, markdown_text
 from longstream.studies.statistics import (
@@ -148,7 +148,7 @@ def _figures(outcome: Outcome) -> Section:
     runs = chosen_runs(outcome.results, *study.choose)
     section = Section("Figures")
     for group in _groups(outcome):
-        keys = [key for key in dict.fromkeys([*runs, *outcome.alone]) if key[0] == group]
+        keys = _in_order([key for key in dict.fromkeys([*runs, *outcome.alone]) if key[0] == group], runs)
         metrics = [
             metric
             for metric in study.metrics
@@ -165,6 +165,14 @@ def _figures(outcome: Outcome) -> Section:
             f" rounds; without {PLUS_MINUS}, one value or equal ones. Runs that diverged are counted, not averaged."
         )
     return section
+
+
+def _in_order(keys: list[tuple[str, str]], runs: Runs) -> list[tuple[str, str]]:
+    """Variants by their place on a plot's axis where all have one, else as they were declared."""
+    places = [runs[key][0].run.x if runs.get(key) else None for key in keys]
+    if any(place is None for place in places):
+        return keys
+    return [key for _, key in sorted(zip(places, keys, strict=True), key=lambda each: each[0] or 0.0)]
 
 
 def cell(found: Summary | None, metric: Metric) -> str:
