@@ -256,10 +256,11 @@ def _made(outcome: Outcome) -> Section:
     plan, asked = outcome.plan, outcome.asked
     words = ["longstream", "study", outcome.study.name, "--scale", plan.scale, "--seeds", str(len(plan.seeds))]
     words += ["--budget", f"{asked.budget:g}"] if asked.budget else []
-    texts = []
+    sessions: dict[str, list[str]] = {}  # by machine
     for here in asked.sessions:
-        began = f"{here['began']}, {here['jobs']} jobs, {here['minutes']:g} minutes: "
-        texts.append(began + " ".join(machine_texts(here)))
+        began = f"{here['began']}, {here['jobs']} jobs, {here['runs']} runs in {here['minutes']:g} minutes"
+        sessions.setdefault(" ".join(machine_texts(here)), []).append(began)
+    texts = [f"{'; '.join(began)}: {where}" for where, began in sessions.items()]
     if (measured_on := outcome.folder.read_alone_machine()) is not None:
         texts.append("Speed and memory were measured on: " + " ".join(machine_texts(measured_on)))
     if len(made := {tuple(sorted(_versions(r).items())) for r in outcome.results}) > 1:

@@ -43,8 +43,8 @@ class Asked:
     """The content of study.json.
 
     Attributes:
-        sessions: one each time that it was begun or went on: `machine`, with ``began``, ``minutes``, ``jobs`` and
-                  ``trained with``, the instruction set of the kernels.
+        sessions: one each time that it was begun or went on: `machine`, with ``began``, ``minutes``, ``jobs``,
+                  ``runs`` (that it finished) and ``trained with``, the instruction set of the kernels.
         pictures: files that the last report drew.
     """
 

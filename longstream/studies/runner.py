@@ -76,7 +76,7 @@ def run_study(
     folder = StudyFolder(path)
     with folder.locked():
         asked = folder.open(study.name, plan, budget, fresh=fresh)
-        session = {**machine(), "began": _now(), "jobs": jobs or cores(), "minutes": 0.0}
+        session = {**machine(), "began": _now(), "jobs": jobs or cores(), "runs": 0, "minutes": 0.0}
         asked.sessions.append(session)
         started = time.monotonic()
         outcome = Outcome(study, plan, asked, folder, [], {})
@@ -91,6 +91,8 @@ def run_study(
                     failed = error
         finally:
             session["minutes"] = round((time.monotonic() - started) / 60, 2)
+            if not session["runs"] and len(asked.sessions) > 1:  # the report alone was written anew
+                asked.sessions.remove(session)
             folder.write_asked(asked)
         asked.pictures = write_report(outcome)
         folder.write_asked(asked)
@@ -128,6 +130,7 @@ class _Training:
                 continue
             run, said = event
             if said["status"] in ("done", "diverged"):
+                self.outcome.asked.sessions[-1]["runs"] += 1
                 folder.add_result(Result(run, said["status"], said["measured"], said["made"]))
                 self.progress.finish(run, said["status"], said["measured"])
             elif said["status"] != "interrupted" and not self.outcome.interrupted_by:

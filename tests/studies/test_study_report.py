@@ -31,7 +31,9 @@ def result(variant: str, seed: int, value: float | None, choice: str = "") -> Re
 
 def outcome(folder: Path, results: Sequence[Result], **kwargs) -> Outcome:
     """Of the tiny study, with these results."""
-    asked = Asked("tiny", "small", 1.0, 4.0, [0, 1, 2], [{**machine(), "began": "then", "jobs": 2, "minutes": 1.5}], [])
+    asked = Asked(
+        "tiny", "small", 1.0, 4.0, [0, 1, 2], [{**machine(), "began": "then", "jobs": 2, "runs": 6, "minutes": 1.5}], []
+    )
     study = replace(STUDY, draw=None)
     return Outcome(study, Plan(), asked, StudyFolder(folder), list(results), kwargs.pop("alone", {}), **kwargs)
 
@@ -67,7 +69,7 @@ def test_the_tables_say_what_was_measured(tmp_path: Path):
     assert "not comparable: other data" in text
     assert "**Not resolved at this scale (1 of its 7 runs diverged)**: a bigger state is better [nobody]" in text
     assert "longstream study tiny --scale small --seeds 3 --budget 4" in text
-    assert "then, 2 jobs, 1.5 minutes" in text
+    assert "then, 2 jobs, 6 runs in 1.5 minutes: " in text
     assert text.index("## Verdicts") < text.index("## Pictures") < text.index("## Figures") < text.index("## Runs")
     (bad, good) = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
     assert (bad["variant"], bad["n"], bad["diverged"], bad["size mean"]) == ("n=2", "3", "1", "123.0")
