@@ -160,3 +160,12 @@ def test_nothing_names(what: str):
             lines = enumerate(text.splitlines(), start=1)
             found += [f"{path.relative_to(ROOT)}:{i}: {line}" for i, line in lines if FORBIDDEN[what].search(line)]
     assert not found, "\n".join(found)
+
+
+def test_verdicts_of_claims_are_those_of_the_results():
+    """docs/claims.md quotes whole lines, so that it cannot say other than the committed results do."""
+    results = {path: path.read_text(encoding="utf-8") for path in (ROOT / "studies/results").glob("*/results.md")}
+    quoted = re.findall(r"^\* (\*\*(?:Supported|Contradicted|Not resolved).*)$", read("docs/claims.md"), re.M)
+    assert quoted
+    for line in quoted:
+        assert any(f"- {line}" in text for text in results.values()), line
