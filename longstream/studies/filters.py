@@ -180,7 +180,7 @@ STUDY = Study(
         PARAMETERS,
     ),
     claims=_claims(),
-    minutes={"small": 14.0, "medium": 30_000.0},
+    minutes={"small": 10.0, "medium": 30_000.0},
     pictures=pictures_over(
         "features",
         ("width", "Positional features, on text", "bits_per_byte", (TEXT,)),

@@ -157,7 +157,7 @@ STUDY = Study(
         PARAMETERS,
     ),
     claims=_claims(),
-    minutes={"small": 28.0, "medium": 20_000.0},
+    minutes={"small": 22.0, "medium": 20_000.0},
     pictures=(Picture(name="bits", title="Bits per byte, held out", metric="bits_per_byte", groups=(GROUP,)),),
     published=(
         Published(

@@ -28,8 +28,8 @@ CURRICULUM = {"data.generator_start": "num_tokens=1,delay=8", "data.ramp_ratio":
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
         "rates": (2e-3, 6e-3),
-        TEXT: ({"hidden_size": 80, "num_hidden_layers": 4}, 450, 0.6),
-        COPY: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96}, 500, 0.7),
+        TEXT: ({"hidden_size": 80, "num_hidden_layers": 4}, 450, 0.8),
+        COPY: ({"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96}, 500, 0.6),
     },
     "medium": {
         "rates": (5e-4, 1e-3, 2e-3),
@@ -117,7 +117,7 @@ STUDY = Study(
         PARAMETERS,
     ),
     claims=_claims(),
-    minutes={"small": 16.0, "medium": 20_000.0},
+    minutes={"small": 11.0, "medium": 20_000.0},
     pictures=(
         Picture(name="language", title="Text", metric="bits_per_byte", groups=(TEXT,)),
         Picture(name="copy", title="Long copy", metric="accuracy", groups=(COPY,)),
