@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
+from longstream.studies.language import SHORT_NOTE
 from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
 from longstream.studies.statistics import chosen_runs
 from longstream.studies.study import Claim, Plan, Published, Result, Run, Scale, Study
@@ -192,6 +193,7 @@ STUDY = Study(
     draw=draw,
     choose=CHOOSE,
     notes=(
+        SHORT_NOTE,
         "Equal parameters: deeper models are narrower, and the width of the MLP makes up the rest, within 2 %. State "
         "takes no parameters.",
         "The claims are of the corners of the small grid; at medium scale there are others, and they stay open.",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longstream.studies.language import language_settings
+from longstream.studies.language import SHORT_NOTE, language_settings
 from longstream.studies.measures import BITS, PARAMETERS
 from longstream.studies.statistics import summarize
 from longstream.studies.study import Claim, Metric, Plan, Published, Result, Run, Scale, Study
@@ -168,6 +168,7 @@ STUDY = Study(
     measure=measure,
     draw=draw,
     notes=(
+        SHORT_NOTE,
         "English, French and Spanish: first paragraphs of Wikipedia articles; Python: the standard library's source; "
         "DNA: a stretch of the human X chromosome, a byte a base. docs/real_data.md has licences and checksums.",
         "The texts of Wikipedia and DNA come in a PyPI and a Debian package that have to be fetched first; the study "

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from longstream.studies.language import LANGUAGE
+from longstream.studies.language import LANGUAGE, SHORT_NOTE
 from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
 from longstream.studies.study import Claim, Plan, Published, Result, Run, Scale, Study, pictures_over
 from longstream.studies.variants import (
@@ -183,6 +183,7 @@ STUDY = Study(
     draw=draw_recall(RECALL_128),
     choose=CHOOSE,
     notes=(
+        SHORT_NOTE,
         "n is expand_ratio, the width of a head; a model of width d has d / n heads and a state of d n numbers a layer,"
         " and n changes no parameter. n = 1 is HGRN2 without expansion.",
         "Widths: 128 in two layers, where n ends at 128, and 512 in one layer, to look past it. The two are trained on"

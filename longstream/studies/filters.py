@@ -8,7 +8,7 @@ from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
 from longstream.studies.difficulty import RECALL_START, tokens_settings
-from longstream.studies.language import LANGUAGE, SHORT
+from longstream.studies.language import LANGUAGE, SHORT, SHORT_NOTE
 from longstream.studies.measures import ACCURACY, BITS, PARAMETERS, load
 from longstream.studies.study import Claim, Metric, Plan, Published, Result, Run, Scale, Study, pictures_over
 from longstream.studies.variants import CURRICULUM, RECALL
@@ -205,6 +205,7 @@ STUDY = Study(
     measure=measure,
     draw=draw,
     notes=(
+        SHORT_NOTE,
         f"Usual is: 33 positional features, frequency 14, a window, layers that begin as torch has them ({USUAL}). "
         "Each other variant changes what it is named for. The authors' start is their language models': weights of "
         "standard deviation 0.02, biases 0. One learning rate for all.",

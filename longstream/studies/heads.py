@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from longstream.studies.language import of_size
+from longstream.studies.language import SHORT_NOTE, of_size
 from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
 from longstream.studies.study import Claim, Plan, Published, Result, Run, Scale, Study, pictures_over
 from longstream.studies.variants import (
@@ -125,6 +125,7 @@ STUDY = Study(
     draw=draw_recall(REMEMBER),
     choose=CHOOSE,
     notes=(
+        SHORT_NOTE,
         "A model of width d with H heads has heads of n = d / H and a state of d n = d d / H numbers a layer: at one "
         "width, more heads are a smaller state, of the same parameters. There is no way to have one without the other "
         "in HGRN2, whose heads are square.",

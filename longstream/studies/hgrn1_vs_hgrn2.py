@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.difficulty import Ladder
+from longstream.studies.language import SHORT_NOTE
 from longstream.studies.measures import ACCURACY, BITS, COSTS, COSTS_NOTE, LOSS, PARAMETERS, costs_of
 from longstream.studies.study import Claim, Picture, Plan, Published, Result, Run, Scale, Study
 from longstream.studies.sweep import TUNED
@@ -157,6 +158,7 @@ STUDY = Study(
     draw=draw_recall(REMEMBER),
     choose=CHOOSE,
     notes=(
+        SHORT_NOTE,
         "State of a channel and layer: HGRN 1 number, HGRN complex 2, HGRN x2 (recurrence_ratio 2: expanded by wider "
         "projections) 2, HGRN2 n = 2 and n = 32 as they say. Wider projections are paid for by a narrower MLP, so that "
         "all have the same parameters within 2 %.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
+from longstream.studies.language import SHORT_NOTE
 from longstream.studies.measures import (
     ACCURACY,
     BITS,
@@ -188,6 +189,7 @@ STUDY = Study(
     draw=draw,
     choose=CHOOSE,
     notes=(
+        SHORT_NOTE,
         "Four layers, of the same parameters within 2 % by the width of the MLP. Of every 4 (or 2) layers the last has "
         "attention over the window's tokens in place of HGRN2; Llama has full attention "
         "in all layers.",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
-from longstream.studies.language import SHAPES, language_settings
+from longstream.studies.language import SHAPES, SHORT_NOTE, language_settings
 from longstream.studies.longer import decoding_figures, draw_decoding
 from longstream.studies.measures import BITS, EQUAL_BITS, PARAMETERS, load, position_losses, speeds
 from longstream.studies.statistics import chosen_runs
@@ -187,6 +187,7 @@ STUDY = Study(
     draw=draw,
     choose=("bits_per_byte", False),
     notes=(
+        SHORT_NOTE,
         f"All models have {SHAPES['small'][0]:,} parameters (medium: {SHAPES['medium'][0]:,}) within 2 % with their "
         "embeddings; Mamba and Mamba-2, which have no MLP, by width and depth, the others by the width of the MLP.",
         "Text: Python's language reference and docstrings as bytes; held out are whole documents from the end. Every "

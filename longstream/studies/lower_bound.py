@@ -9,6 +9,7 @@ from typing import Any
 
 from longstream.studies.curves import CurvePanel, draw_curves
 from longstream.studies.difficulty import Ladder, measure_ladder
+from longstream.studies.language import SHORT_NOTE
 from longstream.studies.measures import ACCURACY, BITS, LOSS, PARAMETERS
 from longstream.studies.statistics import chosen_runs
 from longstream.studies.study import Claim, Metric, Picture, Plan, Published, Result, Run, Scale, Study
@@ -141,6 +142,7 @@ STUDY = Study(
     draw=draw,
     choose=CHOOSE,
     notes=(
+        SHORT_NOTE,
         "learned: the bound grows with depth, by a softmax over the layers that is trained. none: the gate goes down "
         "to 0 in all layers. fixed: layer l of L has l / L, which is where learned begins. decreasing: learned, in "
         "reverse order, so that the first layer has the largest bound.",

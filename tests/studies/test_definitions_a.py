@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from longstream.studies import depth_vs_state, expansion, heads, hgrn1_vs_hgrn2, hybrid, lower_bound, measures
+from longstream.studies import depth_vs_state, expansion, heads, hgrn1_vs_hgrn2, hybrid, language, lower_bound, measures
 from longstream.studies.language import BYTES
 from longstream.studies.study import LEAST_STEPS, Plan, Result, Run, Study, half_of
 from longstream.studies.variants import Variant, declare, declare_at_one_rate, merged
@@ -250,3 +250,8 @@ def test_losses_by_position_are_those_of_all_positions_together(text_run):
     # What is near does not depend on how far one looks; what is further comes from longer windows.
     assert {key: far[key] for key in coarse} == coarse
     assert far["bits_to_64"] > 0
+
+
+@ALL
+def test_a_report_says_what_short_runs_are_given(study):
+    assert language.SHORT_NOTE in study.notes

@@ -223,3 +223,11 @@ def test_compression_asks_in_every_order():
 def test_memorization_asks_for_all_facts():
     inputs, _ = make_task("memorization:vocabulary=9,seq_len=4").make(20000, 0)
     assert_law(tuples(inputs[:, ::2]), uniform(itertools.product(range(4), repeat=2)))
+
+
+def test_keys_that_are_absent_are_part_of_chance():
+    """To answer always that the key is absent is right as often as `chance` says, where that is the best guess."""
+    task = make_task("associative_recall:vocabulary=40,seq_len=16,absent=true")
+    labels = task.make(20_000, 0)[1][:, -1]
+    assert np.mean(labels == 38) == pytest.approx(task.chance, abs=0.01)
+    assert task.chance == pytest.approx((18 / 19) ** 7)
