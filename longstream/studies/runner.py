@@ -45,9 +45,11 @@ def make_plan(study: Study, scale: Any, seeds: int, budget: float | None, data: 
     least = fixed + (whole - fixed) * sum(shares) if runs else whole
     if budget < least:
         needed = math.ceil(10 * least) / 10
+        what = f" for {LEAST_STEPS} steps of each of its {len(runs)} runs at scale {scale} with {seeds} seeds"
+        rest = f"; all steps take {whole:.0f}" if runs else ": it measures, and trains nothing"
         raise ValueError(
-            f"study {study.name}: --budget must be at least {needed:g} minutes for {LEAST_STEPS} steps of each of its"
-            f" {len(runs)} runs at scale {scale} with {seeds} seeds, got {budget:g}; all steps take {whole:.0f}"
+            f"study {study.name}: --budget must be at least {needed:g} minutes{what if runs else ''}, got"
+            f" {budget:g}{rest}"
         )
     return replace(plan, factor=(budget - fixed) / (whole - fixed) if runs else 1.0)
 

@@ -255,7 +255,9 @@ def test_what_is_measured_afterwards_takes_its_part_of_a_budget():
     assert make_plan(study, "small", 3, 3.5, Path("d")).factor == 2.0
     nothing = replace(study, runs=lambda plan, done: [])
     assert make_plan(nothing, "small", 3, 2.5, None).factor == 1.0
-    with pytest.raises(ValueError, match="--budget must be at least 2 minutes"):
+    with pytest.raises(
+        ValueError, match=r"--budget must be at least 2 minutes, got 1.9: it measures, and trains nothing"
+    ):
         make_plan(nothing, "small", 3, 1.9, None)
 
 
