@@ -260,3 +260,14 @@ def test_what_belongs_to_a_model_comes_along(tmp_path):
         "tokenizer.json",
         "generation_config.json",
     }
+
+
+def test_an_mlp_that_fla_does_not_have_is_named(tmp_path):
+    from longstream import hf
+    from longstream.models import HGRN2Config, ModelConfig
+
+    before = ModelConfig(hidden_size=8, num_layers=1, mixer=HGRN2Config(expand_ratio=4), mlp="none", vocab_size=16)
+    config = hf.LongstreamConfig.from_model_config(before)
+    hf.LongstreamForCausalLM(config).save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"--to fla needs the MLP 'swiglu', .* got 'none'"):
+        convert(tmp_path / "ours", tmp_path / "again", to="fla")
