@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from longstream.studies.pictures import possible
 from longstream.studies.statistics import summarize
 from longstream.studies.study import Result
 from longstream.train.curves import COLORS, short, write_title
@@ -88,6 +89,7 @@ def _draw(axes: Any, panel: CurvePanel, lines: Mapping[str, Any], names: Sequenc
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_ylabel(panel.y, fontsize=9)
+    axes.set_ylim(possible(panel.y, axes.get_ylim()))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -104,6 +104,7 @@ def _draw_lines(axes: Any, picture: Picture, metric: Metric, found: Mapping[str,
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x, 1024 if picture.log_x == 2 else 1000)))
     axes.set_xlabel(picture.x)
     axes.set_ylabel(metric.label)
+    axes.set_ylim(possible(metric.label, axes.get_ylim()))
     if sum(map(len, found.values())) > 1:
         axes.legend(frameon=False, fontsize=9)
 
@@ -116,8 +117,14 @@ def _draw_rows(axes: Any, metric: Metric, title: str, of: Sequence[tuple[str, fl
         axes.errorbar([s.mean], [row], xerr=[s.half or 0.0], color=color, marker="D", markersize=6, capsize=4)
     axes.set_yticks(range(len(of)), [variant for variant, _, _ in of])
     axes.set_ylim(len(of) - 0.5, -0.5)
+    axes.set_xlim(possible(metric.label, axes.get_xlim()))
     axes.set_xlabel(metric.label)
     axes.set_title(title, fontsize=10, loc="left")
+
+
+def possible(label: str, limits: tuple[float, float]) -> tuple[float, float]:
+    """An axis' limits, of percentages no further than these can be: a t-interval of three seeds knows no bounds."""
+    return (max(limits[0], -3.0), min(limits[1], 103.0)) if label.endswith("%") else limits
 
 
 def _sum(means: Sequence[float], halves: Sequence[float], sign: int) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from longstream.studies.machine import machine
+from longstream.studies.pictures import possible
 from longstream.studies.report import cell, write_report
 from longstream.studies.results import Asked, Outcome, StudyFolder
 from longstream.studies.statistics import Summary, summarize
@@ -181,3 +182,9 @@ def test_a_browser_opens_the_page(whole: Path, width: int, dark: bool):
         assert page.locator("p.verdict").inner_text().startswith("Supported: a bigger state is better")
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 300)")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # tables scroll on their own
+
+
+def test_intervals_of_percentages_do_not_stretch_the_axis():
+    assert possible("accuracy, %", (-20.0, 150.0)) == (-3.0, 103.0)
+    assert possible("accuracy, %", (40.0, 60.0)) == (40.0, 60.0)
+    assert possible("bits per byte", (-20.0, 150.0)) == (-20.0, 150.0)
