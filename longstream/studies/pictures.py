@@ -13,6 +13,7 @@ from longstream.train.rundir import written_beside
 
 Runs = Mapping[tuple[str, str], Sequence[Result]]  # of each (group, variant), with the choice that counts
 Alone = Mapping[tuple[str, str], Mapping[str, float]]
+COLUMNS = 2
 WIDTH, HEIGHT, ROW = 6.4, 4.4, 0.42  # inches: of a panel of lines, and of a row of a panel of names
 
 
@@ -26,11 +27,16 @@ def draw_picture(picture: Picture, metric: Metric, runs: Runs, alone: Alone, pat
         return False
     lines = {group: of for group, of in found.items() if any(x is not None for _, x, _ in of)}
     panels = len(found) if not lines else 1
+    columns = min(COLUMNS, panels)
+    rows = -(-panels // columns)
     most = max(len(of) for of in found.values())
     height = HEIGHT if lines else max(2.2, 1.3 + ROW * most)
-    figure = Figure(figsize=(WIDTH * panels, height), layout="constrained")  # no pyplot: no global state, no display
+    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")  # no pyplot: no global state, no display
     write_title(figure, picture.title)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[panels:]:
+        unused.remove()
+    axes = axes[:panels]
     if lines:
         _draw_lines(axes[0], picture, metric, found)
     else:
