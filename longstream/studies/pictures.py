@@ -31,7 +31,8 @@ def draw_picture(picture: Picture, metric: Metric, runs: Runs, alone: Alone, pat
     rows = -(-panels // columns)
     most = max(len(of) for of in found.values())
     height = HEIGHT if lines else max(2.2, 1.3 + ROW * most)
-    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")  # no pyplot: no global state, no display
+    size = (WIDTH * columns, height * rows)
+    figure = Figure(figsize=size, layout="constrained")  # no pyplot: no global state, no display
     write_title(figure, picture.title)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for unused in axes[panels:]:
