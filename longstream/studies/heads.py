@@ -29,7 +29,7 @@ LENGTH = 1024  # tokens of the sequences that costs are measured on
 PILOTS = ("H=1", "H=8")  # both ends
 # Text: width, layers, parameters, steps, rates, minutes; recall: width, steps, rates, minutes. A run is on one core.
 SIZES = {
-    "small": ((192, 2, 500_000, 500, (4e-3, 8e-3), 0.75), (96, 500, (5e-3, 1e-2), 0.5)),
+    "small": ((192, 2, 500_000, 500, (4e-3, 8e-3), 1.1), (96, 500, (5e-3, 1e-2), 0.5)),
     "medium": ((512, 8, 17_000_000, 20_000, (5e-4, 2e-3), 1200.0), (256, 20_000, (1e-3, 3e-3), 400.0)),
 }
 
@@ -104,7 +104,7 @@ STUDY = Study(
             worse="H=8",
         ),
     ),
-    minutes={"small": 10.0, "medium": 10_000.0},
+    minutes={"small": 12.0, "medium": 10_000.0},
     pictures=pictures_over(
         "heads H",
         ("language", "Text by heads", "bits_per_byte", (TEXT,)),

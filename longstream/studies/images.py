@@ -28,7 +28,7 @@ MODELS: dict[str, dict[str, Any]] = {
 SIZES: dict[Scale, dict[str, Any]] = {
     "small": {
         **{"width": 64, "layers": 3, "mlp": 192, "batch": 10, "steps": 700},
-        **{"rates": (2e-3, 6e-3), "minutes": 0.6},
+        **{"rates": (2e-3, 6e-3), "minutes": 0.5},
     },
     "medium": {
         **{"width": 192, "layers": 8, "mlp": 512, "batch": 100, "steps": 8000},
@@ -190,7 +190,7 @@ STUDY = Study(
         _claim("Scans side by side are better than in series", "HGRN2, four scans", "HGRN2, scans in series", PAPER),
         _claim("HGRN2 with four scans is better than a ViT", "HGRN2, four scans", "ViT", "HGRN, arXiv:2311.04823"),
     ),
-    minutes={"small": 9.0, "medium": 6000.0},
+    minutes={"small": 7.0, "medium": 6000.0},
     pictures=(Picture(name="accuracy", title="Accuracy on 750 test images", metric="test_accuracy", groups=(GROUP,)),),
     published=(
         Published(

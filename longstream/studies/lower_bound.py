@@ -118,7 +118,7 @@ STUDY = Study(
         PARAMETERS,
     ),
     claims=_claims(),
-    minutes={"small": 11.0, "medium": 20_000.0},
+    minutes={"small": 12.0, "medium": 20_000.0},
     pictures=(
         Picture(name="language", title="Text", metric="bits_per_byte", groups=(TEXT,)),
         Picture(name="copy", title="Long copy", metric="accuracy", groups=(COPY,)),
